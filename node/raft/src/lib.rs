@@ -1,1 +1,4 @@
-//! placeholder
+//! The consensus core: inputs in, effects out. See [`io`] for the contract.
+pub mod io;
+pub mod types;
+pub mod wire;
