@@ -1,0 +1,220 @@
+//! What `cargo xtask test` and its parts run, in order, with progress.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::cmd::{self, Programs};
+use crate::{kind, tools};
+
+/// The image tag the suite builds and loads; the chart is told to use it.
+const IMAGE: &str = "quorate:dev";
+/// The image of the end-to-end driver, with etcdctl beside it.
+const DRIVER_IMAGE: &str = "quorate-e2e:dev";
+/// Where the chart is installed.
+const NAMESPACE: &str = "quorate-system";
+/// Seeds of the simulation that a change must pass.
+const SEEDS_PER_CHANGE: u32 = 1_000;
+const SEEDS_FAST: u32 = 100;
+
+#[derive(Args, Debug)]
+pub struct E2eArgs {
+    /// Which suite
+    #[arg(value_enum, default_value = "both")]
+    which: Which,
+    /// Use the cluster of the current KUBECONFIG instead of bringing up kind
+    #[arg(long)]
+    current_context: bool,
+    /// Leave kind running afterwards
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    Local,
+    Kubernetes,
+    Both,
+}
+
+/// One numbered part of a run: prints its name, its result and its time, and remembers failures.
+struct Parts {
+    passed: u32,
+    failed: Vec<String>,
+    started: Instant,
+}
+
+impl Parts {
+    fn new() -> Self {
+        Parts { passed: 0, failed: Vec::new(), started: Instant::now() }
+    }
+
+    fn part(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
+        let started = Instant::now();
+        eprintln!("\n=== {name} (at {} s)", self.started.elapsed().as_secs());
+        match body() {
+            Ok(()) => {
+                self.passed += 1;
+                eprintln!("=== {name}: ok in {} s", started.elapsed().as_secs());
+            }
+            Err(error) => {
+                eprintln!("=== {name}: FAILED after {} s: {error:#}", started.elapsed().as_secs());
+                self.failed.push(name.to_owned());
+            }
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        eprintln!("\ntotal time: {} s", self.started.elapsed().as_secs());
+        println!("{} passed, {} failed", self.passed, self.failed.len());
+        if !self.failed.is_empty() {
+            bail!("failed: {}", self.failed.join(", "));
+        }
+        Ok(())
+    }
+}
+
+pub fn test(fast: bool) -> Result<()> {
+    let mut parts = Parts::new();
+    parts.part("format", || cmd::run(cmd::cargo().args(["fmt", "--all", "--check"])));
+    parts.part("lints", lints);
+    parts.part("unit, script and property tests", || {
+        cmd::run(cmd::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]))
+    });
+    let mut programs = None;
+    parts.part("release build", || {
+        programs = Some(cmd::build_programs(&["quorate-node", "quorate-operator", "quorate-e2e", "quorate-sim"])?);
+        Ok(())
+    });
+    if let Some(programs) = programs {
+        let seeds = if fast { SEEDS_FAST } else { SEEDS_PER_CHANGE };
+        parts.part("simulated seeds", || cmd::run(Command::new(programs.sim()).args(["--seeds", &seeds.to_string()])));
+        parts.part("end to end, local processes", || local_suite(&programs));
+        if !fast {
+            parts.part("end to end, kind", || kubernetes_suite(&programs, false, false));
+        }
+    }
+    parts.finish()
+}
+
+pub fn e2e(args: &E2eArgs) -> Result<()> {
+    let programs = cmd::build_programs(&["quorate-node", "quorate-operator", "quorate-e2e"])?;
+    let mut parts = Parts::new();
+    if args.which != Which::Kubernetes {
+        parts.part("end to end, local processes", || local_suite(&programs));
+    }
+    if args.which != Which::Local {
+        parts.part("end to end, Kubernetes", || kubernetes_suite(&programs, args.current_context, args.keep));
+    }
+    parts.finish()
+}
+
+fn local_suite(programs: &Programs) -> Result<()> {
+    let mut command = Command::new(programs.e2e());
+    command.current_dir(cmd::root()).arg("local");
+    command.arg("--operator").arg(programs.operator()).arg("--node").arg(programs.node());
+    command.arg("--etcdctl").arg(tools::etcdctl()?);
+    command.args(["--manifest", "examples/orders.yaml"]);
+    cmd::run(&mut command)
+}
+
+fn kubernetes_suite(programs: &Programs, current_context: bool, keep: bool) -> Result<()> {
+    let target = Target::bring_up(programs, current_context)?;
+    let result = target.install_chart().and_then(|()| target.run_suite(programs));
+    if !keep && !current_context {
+        kind::down()?;
+    }
+    result
+}
+
+/// A Kubernetes cluster that has our images and can be reached by kubectl and helm.
+#[derive(Debug)]
+pub struct Target {
+    pub kubeconfig: PathBuf,
+    pub kubectl: PathBuf,
+    helm: PathBuf,
+}
+
+impl Target {
+    pub fn bring_up(programs: &Programs, current_context: bool) -> Result<Target> {
+        let kubectl = tools::kubectl()?;
+        let helm = tools::helm()?;
+        if current_context {
+            let kubeconfig = std::env::var_os("KUBECONFIG")
+                .map(PathBuf::from)
+                .context("--current-context needs KUBECONFIG to name the cluster's file")?;
+            return Ok(Target { kubeconfig, kubectl, helm });
+        }
+        let cluster = kind::up()?;
+        kind::build_image(&programs.dir, IMAGE)?;
+        cluster.load_image(IMAGE)?;
+        if programs.e2e().exists() {
+            kind::build_driver_image(&programs.e2e(), &tools::etcdctl()?, DRIVER_IMAGE)?;
+            cluster.load_image(DRIVER_IMAGE)?;
+        }
+        Ok(Target { kubeconfig: cluster.kubeconfig, kubectl, helm })
+    }
+
+    pub fn install_chart(&self) -> Result<()> {
+        eprintln!("[helm] installing charts/quorate …");
+        let (repository, tag) = IMAGE.split_once(':').expect("the image constant has a tag");
+        let mut command = Command::new(&self.helm);
+        command.env("KUBECONFIG", &self.kubeconfig).current_dir(cmd::root());
+        command.args(["upgrade", "--install", "quorate", "charts/quorate", "--namespace", NAMESPACE, "--create-namespace"]);
+        command.args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")]);
+        command.args(["--wait", "--timeout", "180s"]);
+        cmd::run(&mut command)
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> Result<()> {
+        cmd::run(Command::new(&self.kubectl).env("KUBECONFIG", &self.kubeconfig).args(args))
+    }
+
+    fn run_suite(&self, programs: &Programs) -> Result<()> {
+        let mut command = Command::new(programs.e2e());
+        command.current_dir(cmd::root()).arg("kubernetes").env("KUBECONFIG", &self.kubeconfig);
+        command.arg("--kubectl").arg(&self.kubectl).args(["--image", DRIVER_IMAGE]);
+        command.args(["--manifest", "examples/orders.yaml", "--operator-namespace", NAMESPACE]);
+        cmd::run(&mut command)
+    }
+}
+
+pub fn sim(args: &[String]) -> Result<()> {
+    let programs = cmd::build_programs(&["quorate-sim"])?;
+    cmd::run(Command::new(programs.sim()).args(args))
+}
+
+pub fn mutants() -> Result<()> {
+    let mut command = cmd::cargo();
+    command.args(["run", "--release", "--locked", "-p", "quorate-sim", "--features", "mutants", "--", "--mutants"]);
+    cmd::run(&mut command)?;
+    cmd::run(cmd::cargo().args(["test", "--locked", "-p", "quorate-plan", "--features", "mutants", "mutants"]))
+}
+
+pub fn crds() -> Result<()> {
+    cmd::run(cmd::cargo().args(["test", "--locked", "-p", "quorate-api", "-p", "quorate-operator"]).env("UPDATE", "1"))
+}
+
+fn lints() -> Result<()> {
+    cmd::run(cmd::cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+pub fn verify() -> Result<()> {
+    cmd::run(cmd::cargo().args(["fmt", "--all", "--check"]))?;
+    lints()
+}
+
+pub fn fix() -> Result<()> {
+    cmd::run(cmd::cargo().args(["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"]))?;
+    cmd::run(cmd::cargo().args(["fmt", "--all"]))
+}
+
+pub fn tools() -> Result<()> {
+    for path in [tools::etcdctl()?, tools::etcd()?, tools::kubectl()?, tools::helm()?, tools::kind()?] {
+        println!("{}", path.display());
+    }
+    Ok(())
+}
