@@ -1,0 +1,46 @@
+//! End-to-end suites: real processes, real clients, a real Kubernetes.
+//!
+//! Nothing here knows how a cluster came to be: the local suite gets paths of programs, the Kubernetes suite a
+//! KUBECONFIG. A linearizable writer runs under every scenario and accounts for each acknowledged write.
+
+mod acks;
+mod bench;
+mod kubernetes;
+mod local;
+mod poll;
+mod scenario;
+mod writer;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser, Debug)]
+#[command(name = "quorate-e2e", about = "Runs end-to-end suites against built programs or a Kubernetes cluster")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Runs a cluster in local mode through its life: writes, leader killed, scaled, stopped, started again
+    Local(local::LocalArgs),
+    /// Runs the same on the Kubernetes cluster that KUBECONFIG names; the chart must be installed
+    Kubernetes(kubernetes::KubernetesArgs),
+    /// Writes until told to stop, recording each acknowledgement with fsync; then reads everything back
+    Writer(writer::WriterArgs),
+    /// Tells a running writer to stop
+    StopWriter { stop_file: std::path::PathBuf },
+    /// Puts load on an etcd-compatible cluster and prints rate and latency as JSON (used by `cargo xtask bench`)
+    Load(bench::LoadArgs),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Local(args) => local::run(args).await,
+        Command::Kubernetes(args) => kubernetes::run(args).await,
+        Command::Writer(args) => writer::run(args).await,
+        Command::StopWriter { stop_file } => Ok(std::fs::write(stop_file, b"stop")?),
+        Command::Load(args) => bench::run(args).await,
+    }
+}

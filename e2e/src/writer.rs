@@ -1,0 +1,283 @@
+//! A writer that can prove what it was promised.
+//!
+//! Each worker puts fresh keys one after the other, moving to the next endpoint when one does not answer. An
+//! acknowledged put is fsynced into the worker's own record before the next begins; anything else is an unknown outcome
+//! and the key is never used again. At the end a linearizable range must show every acknowledged write unchanged.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use quorate_proto::etcdserverpb::kv_client::KvClient;
+use quorate_proto::etcdserverpb::{PutRequest, RangeRequest};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::acks::{self, Ack, AckFile};
+
+/// How long one put may take before its outcome counts as unknown.
+const PUT_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after a failed put, so that a dead endpoint is not hammered.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Keys read per page when everything is read back.
+const PAGE_KEYS: i64 = 1000;
+
+#[derive(Args, Debug, Clone)]
+pub struct WriterArgs {
+    /// Client URLs, comma separated
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub endpoints: Vec<String>,
+    /// Directory for the records of acknowledgements
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// The writer ends when this file appears
+    #[arg(long)]
+    pub stop_file: PathBuf,
+    /// Ends by itself after this many seconds
+    #[arg(long, default_value_t = 1800)]
+    pub seconds_max: u64,
+    #[arg(long, default_value_t = 4)]
+    pub workers: usize,
+    /// Keys start with this
+    #[arg(long, default_value = "writer/")]
+    pub prefix: String,
+}
+
+/// What a finished writer found.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    pub acknowledged: u64,
+    pub unknown: u64,
+    /// The longest time between two acknowledgements of any worker.
+    pub gap_ms: u64,
+    pub lost: Vec<String>,
+}
+
+impl Summary {
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({"acknowledged": self.acknowledged, "unknown": self.unknown, "gapMs": self.gap_ms, "lost": self.lost})
+    }
+    pub fn from_json(value: &serde_json::Value) -> Result<Summary> {
+        let number = |name: &str| value[name].as_u64().with_context(|| format!("summary has no {name}: {value}"));
+        let lost = value["lost"].as_array().context("summary has no list of lost writes")?;
+        Ok(Summary {
+            acknowledged: number("acknowledged")?,
+            unknown: number("unknown")?,
+            gap_ms: number("gapMs")?,
+            lost: lost.iter().map(|l| l.as_str().unwrap_or_default().to_owned()).collect(),
+        })
+    }
+    /// Fails unless something was written and nothing was lost.
+    pub fn check(&self) -> Result<String> {
+        if !self.lost.is_empty() {
+            bail!("{} acknowledged write(s) lost, first: {}", self.lost.len(), self.lost[0]);
+        }
+        if self.acknowledged == 0 {
+            bail!("the writer was never acknowledged anything");
+        }
+        Ok(format!(
+            "{} writes acknowledged, 0 lost, {} unknown, worst gap {} ms",
+            self.acknowledged, self.unknown, self.gap_ms
+        ))
+    }
+}
+
+pub async fn run(args: WriterArgs) -> Result<()> {
+    let writer = Writer::start(args.clone())?;
+    let started = Instant::now();
+    while !args.stop_file.exists() && started.elapsed() < Duration::from_secs(args.seconds_max) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let summary = writer.stop_and_check().await?;
+    println!("{}", summary.to_json());
+    summary.check().map(|text| eprintln!("{text}"))
+}
+
+/// Counters shared by the workers.
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+    unknown: AtomicU64,
+    /// Microseconds since `origin` of the last acknowledgement.
+    last_ack_us: AtomicU64,
+    gap_us: AtomicU64,
+}
+
+#[derive(Debug)]
+pub struct Writer {
+    args: WriterArgs,
+    shared: Arc<Shared>,
+    workers: Vec<tokio::task::JoinHandle<Result<()>>>,
+}
+
+impl Writer {
+    pub fn start(args: WriterArgs) -> Result<Writer> {
+        std::fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {}", args.dir.display()))?;
+        let shared = Arc::new(Shared::default());
+        let origin = Instant::now();
+        let run = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
+        let workers = (0..args.workers)
+            .map(|worker| {
+                let (args, shared) = (args.clone(), shared.clone());
+                let prefix = format!("{}{run}/{worker}/", args.prefix);
+                let record = AckFile::append_to(&args.dir.join(format!("acks-{run}-{worker}")))?;
+                Ok(tokio::spawn(work(args, shared, origin, worker, prefix, record)))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Writer { args, shared, workers })
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Worst gap since the last call, in milliseconds.
+    pub fn take_gap_ms(&self) -> u64 {
+        self.shared.gap_us.swap(0, Ordering::SeqCst) / 1000
+    }
+
+    /// Waits until `count` further writes were acknowledged.
+    pub async fn progress(&self, count: u64, limit: Duration) -> Result<()> {
+        let goal = self.acknowledged() + count;
+        crate::poll::until("the writer to be acknowledged", limit, Duration::from_millis(20), async || {
+            let now = self.acknowledged();
+            if now >= goal { Ok(()) } else { bail!("{now} of {goal} writes acknowledged") }
+        })
+        .await
+    }
+
+    pub async fn stop_and_check(self) -> Result<Summary> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in self.workers {
+            worker.await.context("a writer's worker panicked")??;
+        }
+        let lost = check(&self.args.endpoints, &self.args.dir, &self.args.prefix).await?;
+        Ok(Summary {
+            acknowledged: self.shared.acknowledged.load(Ordering::SeqCst),
+            unknown: self.shared.unknown.load(Ordering::SeqCst),
+            gap_ms: self.shared.gap_us.load(Ordering::SeqCst) / 1000,
+            lost,
+        })
+    }
+}
+
+async fn work(
+    args: WriterArgs,
+    shared: Arc<Shared>,
+    origin: Instant,
+    worker: usize,
+    prefix: String,
+    mut record: AckFile,
+) -> Result<()> {
+    let mut endpoint = worker;
+    let mut client = None;
+    let mut count = 0u64;
+    while !shared.stop.load(Ordering::SeqCst) {
+        if client.is_none() {
+            endpoint += 1;
+            client = connect(&args.endpoints[endpoint % args.endpoints.len()]).await.ok();
+        }
+        let Some(kv) = &mut client else {
+            tokio::time::sleep(RETRY_PAUSE).await;
+            continue;
+        };
+        count += 1;
+        let (key, value) = (format!("{prefix}{count:08}"), format!("value-{worker}-{count}"));
+        match put(kv, &key, &value).await {
+            Ok(revision) => {
+                record.record(&Ack { key, value, revision })?;
+                acknowledge(&shared, origin);
+            }
+            Err(_) => {
+                shared.unknown.fetch_add(1, Ordering::SeqCst);
+                client = None;
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn acknowledge(shared: &Shared, origin: Instant) {
+    let now = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let last = shared.last_ack_us.swap(now, Ordering::SeqCst);
+    if last != 0 {
+        shared.gap_us.fetch_max(now.saturating_sub(last), Ordering::SeqCst);
+    }
+    shared.acknowledged.fetch_add(1, Ordering::SeqCst);
+}
+
+pub async fn connect(endpoint: &str) -> Result<KvClient<Channel>> {
+    let channel = Endpoint::from_shared(endpoint.to_owned())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(PUT_TIMEOUT)
+        .tcp_nodelay(true)
+        .connect()
+        .await?;
+    Ok(KvClient::new(channel))
+}
+
+async fn put(kv: &mut KvClient<Channel>, key: &str, value: &str) -> Result<i64> {
+    let request = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
+    let answer = tokio::time::timeout(PUT_TIMEOUT, kv.put(request)).await??.into_inner();
+    Ok(answer.header.context("a put was answered without a header")?.revision)
+}
+
+/// Reads everything below `prefix` and compares with every record in `dir`.
+pub async fn check(endpoints: &[String], dir: &Path, prefix: &str) -> Result<Vec<String>> {
+    let mut acked = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("acks-")) {
+            acked.extend(acks::read(&path)?);
+        }
+    }
+    let limit = Duration::from_secs(30);
+    let found = crate::poll::until("everything to be read back", limit, Duration::from_millis(200), async || {
+        let mut last = anyhow::anyhow!("no endpoint given");
+        for endpoint in endpoints {
+            match read_all(endpoint, prefix).await {
+                Ok(found) => return Ok(found),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    })
+    .await?;
+    Ok(acks::lost(&acked, &found))
+}
+
+/// A linearizable listing in pages, all at the first page's revision.
+async fn read_all(endpoint: &str, prefix: &str) -> Result<BTreeMap<String, (String, i64)>> {
+    let mut kv = connect(endpoint).await?.max_decoding_message_size(64 << 20);
+    let mut end = prefix.as_bytes().to_vec();
+    *end.last_mut().context("the prefix is empty")? += 1;
+    let (mut start, mut revision, mut found) = (prefix.as_bytes().to_vec(), 0, BTreeMap::new());
+    loop {
+        let request = RangeRequest {
+            key: start.clone().into(),
+            range_end: end.clone().into(),
+            limit: PAGE_KEYS,
+            revision,
+            ..RangeRequest::default()
+        };
+        let page = kv.range(request).await?.into_inner();
+        revision = page.header.context("a range was answered without a header")?.revision;
+        for pair in &page.kvs {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            found.insert(text(&pair.key), (text(&pair.value), pair.mod_revision));
+        }
+        match page.kvs.last() {
+            Some(last) if page.more => {
+                start = last.key.to_vec();
+                start.push(0);
+            }
+            _ => return Ok(found),
+        }
+    }
+}
