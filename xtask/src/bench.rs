@@ -120,7 +120,10 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         "{:<7} {:>7}  {:>9} {:>8} {:>8} {:>8} {:>7} | {:>6} {:>6} {:>6} {:>6} {:>6}",
         "op", "clients", "ops/s", "p50 µs", "p99 µs", "CPU µs", "MiB", "rate", "p50", "p99", "CPU", "RSS"
     )];
-    println!("ours (median)                                              | ours / etcd, median of {} paired rounds", args.rounds);
+    println!(
+        "ours (median)                                              | ours / etcd, median of {} paired rounds",
+        args.rounds
+    );
     println!("{}", table[0]);
     for operation in ["put", "range"] {
         for &clients in &args.clients {
@@ -148,7 +151,14 @@ fn wait_for(load: &Path, cluster: &Cluster, name: &str) -> Result<()> {
     bail!("{name} did not answer within 30 s")
 }
 
-fn row(load: &Path, ours: &Cluster, theirs: &Cluster, operation: &str, clients: usize, args: &BenchArgs) -> Result<String> {
+fn row(
+    load: &Path,
+    ours: &Cluster,
+    theirs: &Cluster,
+    operation: &str,
+    clients: usize,
+    args: &BenchArgs,
+) -> Result<String> {
     let (mut mine, mut ratios) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
         let run = |cluster: &Cluster| measure(load, cluster, operation, clients, args.seconds);
@@ -160,13 +170,27 @@ fn row(load: &Path, ours: &Cluster, theirs: &Cluster, operation: &str, clients: 
             (run(ours)?, b)
         };
         mine.push(a);
-        ratios.push(Round { rate: a.rate / b.rate, p50: a.p50 / b.p50, p99: a.p99 / b.p99, cpu: a.cpu / b.cpu, rss: a.rss / b.rss });
+        ratios.push(Round {
+            rate: a.rate / b.rate,
+            p50: a.p50 / b.p50,
+            p99: a.p99 / b.p99,
+            cpu: a.cpu / b.cpu,
+            rss: a.rss / b.rss,
+        });
     }
     let of = |rounds: &[Round], field: fn(&Round) -> f64| median(rounds.iter().map(field).collect());
     Ok(format!(
         "{operation:<7} {clients:>7}  {:>9.0} {:>8.0} {:>8.0} {:>8.1} {:>7.0} | {:>6.2} {:>6.2} {:>6.2} {:>6.2} {:>6.2}",
-        of(&mine, |r| r.rate), of(&mine, |r| r.p50), of(&mine, |r| r.p99), of(&mine, |r| r.cpu), of(&mine, |r| r.rss),
-        of(&ratios, |r| r.rate), of(&ratios, |r| r.p50), of(&ratios, |r| r.p99), of(&ratios, |r| r.cpu), of(&ratios, |r| r.rss),
+        of(&mine, |r| r.rate),
+        of(&mine, |r| r.p50),
+        of(&mine, |r| r.p99),
+        of(&mine, |r| r.cpu),
+        of(&mine, |r| r.rss),
+        of(&ratios, |r| r.rate),
+        of(&ratios, |r| r.p50),
+        of(&ratios, |r| r.p99),
+        of(&ratios, |r| r.cpu),
+        of(&ratios, |r| r.rss),
     ))
 }
 

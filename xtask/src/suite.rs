@@ -163,7 +163,15 @@ impl Target {
         let (repository, tag) = IMAGE.split_once(':').expect("the image constant has a tag");
         let mut command = Command::new(&self.helm);
         command.env("KUBECONFIG", &self.kubeconfig).current_dir(cmd::root());
-        command.args(["upgrade", "--install", "quorate", "charts/quorate", "--namespace", NAMESPACE, "--create-namespace"]);
+        command.args([
+            "upgrade",
+            "--install",
+            "quorate",
+            "charts/quorate",
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+        ]);
         command.args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")]);
         command.args(["--wait", "--timeout", "180s"]);
         cmd::run(&mut command)
@@ -208,7 +216,14 @@ pub fn verify() -> Result<()> {
 }
 
 pub fn fix() -> Result<()> {
-    cmd::run(cmd::cargo().args(["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"]))?;
+    cmd::run(cmd::cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--fix",
+        "--allow-dirty",
+        "--allow-staged",
+    ]))?;
     cmd::run(cmd::cargo().args(["fmt", "--all"]))
 }
 
