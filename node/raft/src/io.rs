@@ -9,9 +9,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{
-    Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Token, WriteSeq,
-};
+use crate::types::{Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Token, WriteSeq};
 use crate::wire::Msg;
 
 /// How a read wants to be made linearizable.
@@ -98,12 +96,19 @@ pub enum Change {
         info: crate::types::MemberInfo,
     },
     /// Refused while the learner's durable match is more than `lag_max` entries behind or its last answer is stale.
-    Promote { id: MemberId, lag_max: u64 },
+    Promote {
+        id: MemberId,
+        lag_max: u64,
+    },
     /// A voter becomes a learner.
-    Demote { id: MemberId },
+    Demote {
+        id: MemberId,
+    },
     /// Removes a voter or learner. Refused for the current leader unless it is the only voter left to serve… the caller
     /// transfers first; a leader that must remove itself transfers, else steps down on commit.
-    Remove { id: MemberId },
+    Remove {
+        id: MemberId,
+    },
     /// One joint change: `new` (a caught-up learner) in, `old` (a voter) out; the joint state is left automatically.
     Swap {
         new: MemberId,
@@ -161,6 +166,10 @@ pub enum Refusal {
         id: MemberId,
         behind: u64,
         lag_max: u64,
+    },
+    /// The member's last answer is older than an election timeout (or it never answered).
+    MemberSilent {
+        id: MemberId,
     },
     /// The change would leave a configuration without a live majority.
     QuorumAtRisk {

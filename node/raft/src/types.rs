@@ -119,19 +119,10 @@ impl Config {
     }
     pub fn size_bytes(&self) -> usize {
         let info = |i: &MemberInfo| {
-            i.name.len()
-                + i.peer_urls
-                    .iter()
-                    .chain(&i.client_urls)
-                    .map(|u| u.len() + 4)
-                    .sum::<usize>()
-                + 16
+            i.name.len() + i.peer_urls.iter().chain(&i.client_urls).map(|u| u.len() + 4).sum::<usize>() + 16
         };
         self.members.values().map(info).sum::<usize>()
-            + 8 * (self.voters.len()
-                + self.voters_outgoing.len()
-                + self.learners.len()
-                + self.removed.len())
+            + 8 * (self.voters.len() + self.voters_outgoing.len() + self.learners.len() + self.removed.len())
     }
 }
 

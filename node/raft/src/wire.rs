@@ -1,6 +1,11 @@
-//! Messages between members, and their bytes.
-//!
-//! Decoders trust nothing: lengths, counts and depths are checked against the limits below before anything is allocated.
+//! Messages between members. Their bytes are made and read in [`crate::codec`], re-exported here.
+
+pub use crate::codec::{
+    APPEND_ENTRIES_MAX, CONFIG_MEMBERS_MAX, CONFIG_REMOVED_MAX, ENTRY_DATA_BYTES_MAX, MEMBER_NAME_BYTES_MAX,
+    MEMBER_URLS_MAX, URL_BYTES_MAX, WireError, decode, decode_config, decode_config_at, decode_entry,
+    decode_hard_state, decode_snap_meta, encode, encode_config, encode_config_at, encode_entry, encode_hard_state,
+    encode_snap_meta, entry_encoded_len,
+};
 
 use crate::types::{Entry, Index, Term};
 
@@ -65,6 +70,12 @@ pub enum Msg {
         durable: Index,
         promise_us: u64,
     },
+    /// The commit index moved and there is no entry to send with it. Capped at the receiver's match; not answered.
+    Commit {
+        term: Term,
+        commit: Index,
+    },
+    /// Start an election at once: the leader hands over.
     TimeoutNow {
         term: Term,
     },
@@ -87,6 +98,30 @@ pub enum Msg {
     /// Told by a member whose committed configuration no longer contains the receiver.
     YouAreRemoved {
         term: Term,
+        config_term: Term,
         config_index: Index,
     },
+}
+
+impl Msg {
+    /// The sender's term, except in `PreVote` and in a granted `PreVoteReply`, where it is the term asked for.
+    pub fn term(&self) -> Term {
+        match *self {
+            Msg::PreVote { term, .. }
+            | Msg::PreVoteReply { term, .. }
+            | Msg::Vote { term, .. }
+            | Msg::VoteReply { term, .. }
+            | Msg::Append { term, .. }
+            | Msg::AppendReply { term, .. }
+            | Msg::AppendReject { term, .. }
+            | Msg::Heartbeat { term, .. }
+            | Msg::HeartbeatReply { term, .. }
+            | Msg::Commit { term, .. }
+            | Msg::TimeoutNow { term }
+            | Msg::ReadIndex { term, .. }
+            | Msg::ReadIndexReply { term, .. }
+            | Msg::SnapshotReply { term, .. }
+            | Msg::YouAreRemoved { term, .. } => term,
+        }
+    }
 }
