@@ -48,6 +48,9 @@ enum Command {
     Fix,
     /// Builds and installs the foreign tools (etcdctl, kubectl, helm, kind …) into the cache and prints their paths
     Tools,
+    /// Brings up the kind cluster alone, with nothing of ours in it
+    #[command(hide = true)]
+    Kind,
     /// Prints a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -78,6 +81,7 @@ fn main() -> anyhow::Result<()> {
         Command::Verify => suite::verify(),
         Command::Fix => suite::fix(),
         Command::Tools => suite::tools(),
+        Command::Kind => kind::up().map(|cluster| println!("KUBECONFIG={}", cluster.kubeconfig.display())),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cargo-xtask", &mut std::io::stdout());
             Ok(())

@@ -254,7 +254,7 @@ pub fn as_root(program: &str, purpose: impl Into<String>) -> Run {
 /// Installs the Debian packages of those programs that are missing.
 pub fn apt(wanted: &[(&str, &str)]) -> Result<()> {
     let packages: Vec<&str> =
-        wanted.iter().filter(|(program, _)| found(program).is_none()).map(|(_, package)| *package).collect();
+        wanted.iter().filter(|(program, _)| found(program).is_none()).flat_map(|(_, packages)| packages.split(" ")).collect();
     if packages.is_empty() {
         return Ok(());
     }
