@@ -1,0 +1,130 @@
+//! One seed from start to end: faults, then a healed quorum that must serve again.
+
+use std::collections::BTreeMap;
+
+use crate::faults::{self, Faults, Profile};
+use crate::oracle::Violation;
+use crate::rng::Rng;
+use crate::world::World;
+
+/// Simulated length of the part with faults.
+const FAULTY_US: (u64, u64) = (15_000_000, 45_000_000);
+/// After healing, fresh writes must be acknowledged within ten election timeouts (300 ms at most each).
+const SERVE_US: u64 = 10 * 300_000;
+/// And all members that run must hold equal states this much later.
+const CONVERGE_US: u64 = 20_000_000;
+
+/// What one run did.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub seed: u64,
+    pub profile: &'static str,
+    pub simulated_us: u64,
+    pub operations: u64,
+    pub counts: BTreeMap<&'static str, u64>,
+    pub trace_hash: u64,
+    pub violation: Option<String>,
+}
+
+/// What to run besides the seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub profile: Option<Profile>,
+    pub trace: bool,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<quorate_raft::mutant::Mutant>,
+}
+
+pub fn run(seed: u64, options: Options) -> Outcome {
+    let mut rng = Rng::new(seed);
+    let profile = Profile::draw(&mut rng);
+    let profile = options.profile.unwrap_or(profile);
+    let shape = faults::shape(&mut rng, profile);
+    let mut world = World::new(rng.next(), shape);
+    world.trace = options.trace;
+    #[cfg(feature = "mutants")]
+    {
+        world.mutant = options.mutant;
+    }
+    let started = world.now;
+    let until = started + rng.between(FAULTY_US.0, FAULTY_US.1);
+    let mut faults = Faults::new(rng.fork(), profile, until);
+    let violation = life(&mut world, &mut faults, &mut rng, until).err().map(|v| v.0);
+    let mut counts = world.counts.clone();
+    counts.insert("lost messages", world.net.lost);
+    counts.insert("duplicated messages", world.net.duplicated);
+    counts.insert("reordered messages", world.net.stragglers);
+    Outcome {
+        seed,
+        profile: profile.name(),
+        simulated_us: world.now - started,
+        operations: world.oracle.operations() as u64,
+        counts,
+        trace_hash: world.trace_hash(),
+        violation,
+    }
+}
+
+fn life(world: &mut World, faults: &mut Faults, rng: &mut Rng, until: u64) -> Result<(), Violation> {
+    world.start()?;
+    world.schedule_fault(1_000_000);
+    world.run(until, &mut |world| faults.next(world))?;
+    heal(world, rng)?;
+    serve(world)?;
+    converge(world)?;
+    world.oracle.check_history(&world.truth())
+}
+
+/// Ends every fault. A random minority may stay down for good.
+fn heal(world: &mut World, rng: &mut Rng) -> Result<(), Violation> {
+    world.net.heal();
+    let config = world.config().clone();
+    let spare =
+        config.voters.iter().copied().find(|_| config.voters.len() >= 3 && !config.is_joint() && rng.chance(200));
+    for id in world.ids() {
+        if let Some(member) = world.members.get_mut(&id) {
+            member.disk_slowness = 1;
+        }
+        world.set_clock_rate(id, 1000);
+        if Some(id) == spare {
+            world.crash(id, true)?;
+        } else {
+            world.restart(id)?;
+        }
+    }
+    // Pauses and restarts that were planned before end by themselves within this time; whoever comes back takes part.
+    let settle = world.now + 3_000_000;
+    world.run(settle, &mut |_| Ok(()))
+}
+
+fn serve(world: &mut World) -> Result<(), Violation> {
+    let before = world.acknowledged();
+    let limit = world.now + SERVE_US;
+    while world.now < limit {
+        let next = world.now + 100_000;
+        world.run(next, &mut |_| Ok(()))?;
+        if world.acknowledged() > before + 5 {
+            return Ok(());
+        }
+    }
+    let states = world.states();
+    Err(Violation(format!(
+        "I18 healed, but only {} writes acknowledged within {SERVE_US} µs; states {states:?}",
+        world.acknowledged() - before
+    )))
+}
+
+fn converge(world: &mut World) -> Result<(), Violation> {
+    world.stop_clients();
+    let limit = world.now + CONVERGE_US;
+    while world.now < limit {
+        let next = world.now + 200_000;
+        world.run(next, &mut |_| Ok(()))?;
+        let states = world.states();
+        let equal = states.windows(2).all(|pair| (pair[0].1, pair[0].2) == (pair[1].1, pair[1].2));
+        if equal && !states.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(Violation(format!("I3 healed, but members did not converge: {:?}", world.states())))
+}
