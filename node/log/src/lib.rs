@@ -1,1 +1,19 @@
-//! placeholder
+//! The durable log of one member: what a promise rests on.
+//!
+//! `FORMAT.md` draws the bytes. [`Log`] is written against [`Disk`], so production ([`RealDisk`]) and simulator
+//! ([`FaultyDisk`]) run the same code. Must not know the network, the clock or what an entry means. Left out in this
+//! version: repair of rot from other members, reuse of dropped segments.
+
+mod disk;
+mod error;
+pub mod faulty;
+pub mod format;
+mod log;
+mod real;
+mod recover;
+
+pub use disk::{Disk, FileId};
+pub use error::{Identity, LogError, Verdict};
+pub use faulty::FaultyDisk;
+pub use log::{Log, Options, SEGMENT_BYTES_DEFAULT};
+pub use real::RealDisk;

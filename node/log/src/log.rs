@@ -1,0 +1,757 @@
+//! The durable log: one writer, one flush in flight.
+//!
+//! `append` is one batch, one write, one flush; what it returned `Ok` for is there after any crash. After an error that
+//! leaves doubt the log stops for good and never tries again. Must not read the clock, invent numbers, or repair damage.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use quorate_raft::types::{Entry, HardState, Index, Record, Recovered, SnapMeta, Term, WriteSeq};
+
+use crate::disk::{Disk, FileId};
+use crate::error::{Identity, LogError};
+use crate::format::{
+    BLOCK_BYTES, BatchHeader, HEADER_BYTES, Held, META_BYTES, MetaSlot, SegmentHeader, batch_len_bytes, encode_record,
+};
+use crate::recover;
+
+/// Name of the file with the two meta slots. It is created last: a directory without it never promised anything.
+pub(crate) const META_NAME: &str = "meta";
+/// Files under this suffix are unfinished and removed at open.
+pub(crate) const UNFINISHED_SUFFIX: &str = ".new";
+const META_NEW_NAME: &str = "meta.new";
+const SPARE_NAME: &str = "spare.new";
+/// Default length of a segment. Filling it ahead with zeros halves the latency of a flush.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+/// Zeros written ahead by one call of [`Log::tend`]: small, so that an append never waits long behind it.
+const TEND_CHUNK_BYTES: u64 = 1 << 20;
+/// Dropped segments that may wait for [`Log::tend`] before `append` removes one itself.
+const REMOVALS_WAITING_MAX: usize = 4;
+/// A batch keeps its length in 32 bits. The core's budgets are far below.
+const BODY_BYTES_MAX: usize = 1 << 30;
+/// The buffer is given back after a batch larger than this, so that one large batch does not hold memory forever.
+const BUFFER_KEPT_BYTES: usize = 4 << 20;
+
+pub(crate) fn segment_name(id: u64) -> String {
+    format!("wal-{id:016x}.seg")
+}
+
+pub(crate) fn segment_id_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("wal-")?.strip_suffix(".seg")?;
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
+}
+
+/// Sizes, and the number that names this process run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Length of a segment. A batch that is larger gets a segment of its own length.
+    pub segment_bytes: u64,
+    /// Random; drawn by the shell, new at each start.
+    pub boot_nonce: u64,
+}
+
+impl Options {
+    /// The usual sizes.
+    pub fn new(boot_nonce: u64) -> Options {
+        Options { segment_bytes: SEGMENT_BYTES_DEFAULT, boot_nonce }
+    }
+}
+
+/// Names an operation and a file in an error.
+pub(crate) fn failed(operation: &'static str, file: &str) -> impl FnOnce(io::Error) -> LogError {
+    let file = file.to_owned();
+    move |source| LogError::Io { operation, file, source }
+}
+
+/// What the log holds, as far as appending needs it: positions and terms, not entries.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shape {
+    mark: (Index, Term),
+    last: Index,
+    /// First index of each run of entries of one term, ascending.
+    runs: Vec<(Index, Term)>,
+}
+
+impl Shape {
+    pub(crate) fn new(mark: &SnapMeta, entries: &[Entry]) -> Shape {
+        let mut shape = Shape { mark: (mark.index, mark.term), last: mark.index, runs: Vec::new() };
+        for entry in entries {
+            shape.push(entry.index, entry.term);
+        }
+        shape
+    }
+
+    fn push(&mut self, index: Index, term: Term) {
+        if self.runs.last().is_none_or(|run| run.1 != term) {
+            self.runs.push((index, term));
+        }
+        self.last = index;
+    }
+
+    fn term_at(&self, index: Index) -> Option<Term> {
+        if index == self.mark.0 {
+            return Some(self.mark.1);
+        }
+        if index < self.mark.0 || index > self.last {
+            return None;
+        }
+        self.runs.iter().rev().find(|run| run.0 <= index).map(|run| run.1)
+    }
+
+    fn truncate(&mut self, to: Index) {
+        self.last = self.last.min(to);
+        while self.runs.last().is_some_and(|run| run.0 > to) {
+            self.runs.pop();
+        }
+    }
+
+    /// Whether the log holds the mark's (index, term), so that entries above it stay.
+    fn holds(&self, mark: &SnapMeta) -> bool {
+        self.term_at(mark.index) == Some(mark.term)
+    }
+
+    fn set_mark(&mut self, mark: &SnapMeta, keeps: bool) {
+        if !keeps {
+            self.runs.clear();
+            self.last = mark.index;
+        }
+        self.mark = (mark.index, mark.term);
+        let behind = self.runs.iter().rposition(|run| run.0 <= mark.index).unwrap_or(0);
+        self.runs.drain(..behind);
+    }
+
+    /// Applies one record, or says which rule it breaks.
+    fn take(&mut self, record: &Record) -> Result<bool, String> {
+        match record {
+            Record::HardState(_) => {}
+            Record::Append(entries) => {
+                for entry in entries {
+                    if entry.index != self.last + 1 {
+                        return Err(format!("entry {} does not follow {}", entry.index, self.last));
+                    }
+                    self.push(entry.index, entry.term);
+                }
+            }
+            Record::TruncateTo(index) => {
+                if *index < self.mark.0 {
+                    return Err(format!("truncation to {index} cuts below the mark {}", self.mark.0));
+                }
+                self.truncate(*index);
+            }
+            Record::SnapshotMark(meta) => {
+                if meta.index < self.mark.0 {
+                    return Err(format!("mark {} is below the mark {}", meta.index, self.mark.0));
+                }
+                let keeps = self.holds(meta);
+                self.set_mark(meta, keeps);
+                return Ok(keeps);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Which segments hold entries that still matter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Segments {
+    /// Id and highest index of a live entry within, oldest first. The last one is being written.
+    items: VecDeque<(u64, Index)>,
+}
+
+impl Segments {
+    pub(crate) fn open(&mut self, id: u64) {
+        self.items.push_back((id, 0));
+    }
+    pub(crate) fn appended(&mut self, last: Index) {
+        if let Some(active) = self.items.back_mut() {
+            active.1 = last;
+        }
+    }
+    pub(crate) fn truncated(&mut self, to: Index) {
+        for item in &mut self.items {
+            item.1 = item.1.min(to);
+        }
+    }
+    pub(crate) fn cleared(&mut self) {
+        self.truncated(0);
+    }
+    fn active(&self) -> u64 {
+        self.items.back().map_or(0, |item| item.0)
+    }
+    /// Takes out the segments before the active one with nothing above the mark.
+    fn drop_behind(&mut self, mark: Index) -> Vec<u64> {
+        let mut dropped = Vec::new();
+        while self.items.len() > 1 && self.items[0].1 <= mark {
+            dropped.extend(self.items.pop_front().map(|item| item.0));
+        }
+        dropped
+    }
+}
+
+/// Where the next batch goes and what it must carry.
+#[derive(Clone, Debug)]
+pub(crate) struct Tail {
+    pub(crate) file: FileId,
+    pub(crate) header: SegmentHeader,
+    pub(crate) len_bytes: u64,
+    /// Offset of the next batch.
+    pub(crate) offset_bytes: u64,
+    /// Sequence of the last durable batch.
+    pub(crate) seq: u64,
+    /// CRC of the last batch's header.
+    pub(crate) chain: u32,
+    pub(crate) held: Held,
+}
+
+/// A segment that is being filled with zeros ahead of its use.
+#[derive(Debug)]
+struct Spare {
+    file: FileId,
+    filled_bytes: u64,
+    synced: bool,
+}
+
+/// A durable log on a disk.
+///
+/// # Invariants
+/// - everything before `tail.offset_bytes` is durable, everything behind it in the segment is zero.
+/// - the newest meta slot names no batch above `tail.seq`.
+pub struct Log<D> {
+    disk: D,
+    options: Options,
+    identity: Identity,
+    generation: u64,
+    meta_file: FileId,
+    meta_write_no: u64,
+    meta_durable_seq: u64,
+    /// Slot that is written next.
+    meta_slot: usize,
+    hard: HardState,
+    mark: SnapMeta,
+    shape: Shape,
+    segments: Segments,
+    tail: Tail,
+    spare: Option<Spare>,
+    removals: VecDeque<u64>,
+    last_write: WriteSeq,
+    buffer: BytesMut,
+    stopped: bool,
+}
+
+impl<D: fmt::Debug> fmt::Debug for Log<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("identity", &self.identity)
+            .field("generation", &self.generation)
+            .field("hard", &self.hard)
+            .field("mark", &(self.mark.index, self.mark.term))
+            .field("last", &self.shape.last)
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> Log<D> {
+    /// Creates a log in a directory that holds none, standing at `bootstrap`.
+    ///
+    /// # Errors
+    /// `Exists` when a finished log is there. Remains of an unfinished creation are removed: they promised nothing.
+    ///
+    /// # Durability
+    /// On return the log, its identity and its first generation are durable.
+    pub fn create(mut disk: D, options: Options, identity: Identity, bootstrap: SnapMeta) -> Result<Log<D>, LogError> {
+        let names = disk.list().map_err(failed("listing", "."))?;
+        if names.iter().any(|name| name == META_NAME) {
+            return Err(LogError::Exists);
+        }
+        for name in names.iter().filter(|n| n.ends_with(UNFINISHED_SUFFIX) || segment_id_of(n).is_some()) {
+            disk.remove(name).map_err(failed("removing", name))?;
+        }
+        let hard = HardState::default();
+        let place = Place { segment_id: 1, first_seq: 1, chain: 0, held: Held::default() };
+        let tail = start_segment(&mut disk, &options, &identity, &place, &hard, &bootstrap, 0, &mut None)?;
+        let meta_file = write_first_meta(&mut disk, &options, &identity, hard, tail.seq)?;
+        let mut segments = Segments::default();
+        segments.open(1);
+        Ok(Log {
+            disk,
+            options,
+            identity,
+            generation: 1,
+            meta_file,
+            meta_write_no: 1,
+            meta_durable_seq: tail.seq,
+            meta_slot: 1,
+            hard,
+            shape: Shape::new(&bootstrap, &[]),
+            mark: bootstrap,
+            segments,
+            tail,
+            spare: None,
+            removals: VecDeque::new(),
+            last_write: WriteSeq(0),
+            buffer: BytesMut::new(),
+            stopped: false,
+        })
+    }
+
+    /// Opens the log of a directory and gives back what it holds.
+    ///
+    /// Flushes first and reads from the medium, so that nothing is trusted that only a page cache knows.
+    ///
+    /// # Errors
+    /// `Missing`, `ForeignIdentity`, `Corrupt`, `LostVote`, `Io`: this member must not speak; nothing was changed then.
+    ///
+    /// # Durability
+    /// On return everything given back is durable, and so are the raised generation and the boot nonce.
+    pub fn open(mut disk: D, options: Options, expected: Option<&Identity>) -> Result<(Log<D>, Recovered), LogError> {
+        let found = recover::recover(&mut disk, expected)?;
+        let recovered = Recovered {
+            hard: found.hard,
+            snapshot: found.mark.clone(),
+            entries: found.entries,
+            incarnation: found.meta.identity.incarnation,
+        };
+        let mut log = Log {
+            disk,
+            options,
+            identity: found.meta.identity,
+            generation: found.next_generation,
+            meta_file: found.meta_file,
+            meta_write_no: found.meta.write_no,
+            meta_durable_seq: found.meta.durable_seq,
+            meta_slot: found.meta_slot,
+            hard: found.hard,
+            shape: Shape::new(&recovered.snapshot, &recovered.entries),
+            mark: found.mark,
+            segments: found.segments,
+            tail: found.tail,
+            spare: None,
+            removals: VecDeque::new(),
+            last_write: WriteSeq(0),
+            buffer: BytesMut::new(),
+            stopped: false,
+        };
+        log.write_meta()?;
+        log.removals.extend(log.segments.drop_behind(log.mark.index));
+        Ok((log, recovered))
+    }
+
+    /// Makes the records durable, in order, as one batch.
+    ///
+    /// # Errors
+    /// `NoSpace`: nothing was accepted, the same batch may be given again later. `OutOfOrder`: the caller is wrong.
+    /// Any other: some of the batch may be on disk; the log has stopped.
+    ///
+    /// # Durability
+    /// On `Ok` every record is durable, a `HardState` in both of its copies.
+    pub fn append(&mut self, batch: &[(WriteSeq, Record)]) -> Result<(), LogError> {
+        if self.stopped {
+            return Err(LogError::Stopped);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.buffer.clear();
+        self.buffer.resize(HEADER_BYTES, 0);
+        let staged = self.stage(batch)?;
+        let len_bytes = batch_len_bytes(self.buffer.len() - HEADER_BYTES);
+        if self.tail.offset_bytes + len_bytes as u64 > self.tail.len_bytes {
+            self.rotate(len_bytes as u64)?;
+        }
+        let result = self.write_staged(len_bytes, staged);
+        // Whatever failed, bytes may be on disk or not: nobody may rely on a second try.
+        self.stopped = result.is_err();
+        result
+    }
+
+    /// Checks the order of the records and encodes them behind the header's place. Changes nothing but the buffer.
+    fn stage(&mut self, batch: &[(WriteSeq, Record)]) -> Result<Staged, LogError> {
+        let mut staged = Staged {
+            shape: self.shape.clone(),
+            segment_steps: Vec::new(),
+            held: Held::default(),
+            hard: self.hard,
+            mark: None,
+            has_hard: false,
+            last_write: self.last_write,
+        };
+        for (seq, record) in batch {
+            if *seq <= staged.last_write {
+                let what = format!("it follows write {}", staged.last_write.0);
+                return Err(LogError::OutOfOrder { seq: seq.0, what });
+            }
+            staged.last_write = *seq;
+            let keeps = staged.shape.take(record).map_err(|what| LogError::OutOfOrder { seq: seq.0, what })?;
+            let entries_crc = encode_record(record, keeps, &mut self.buffer);
+            staged.note(record, keeps, entries_crc);
+        }
+        if self.buffer.len() > BODY_BYTES_MAX {
+            let what = format!("a batch of {} bytes is above {BODY_BYTES_MAX}", self.buffer.len());
+            return Err(LogError::OutOfOrder { seq: staged.last_write.0, what });
+        }
+        Ok(staged)
+    }
+
+    fn write_staged(&mut self, len_bytes: usize, staged: Staged) -> Result<(), LogError> {
+        let header = self.tail.next_header(&self.buffer[HEADER_BYTES..], staged.hard.term, staged.held);
+        self.buffer.resize(len_bytes, 0);
+        let crc = header.encode_into(&mut self.buffer, &self.tail.header);
+        let name = segment_name(self.tail.header.segment_id);
+        self.disk.write_at(self.tail.file, self.tail.offset_bytes, &self.buffer).map_err(failed("writing", &name))?;
+        self.disk.datasync(self.tail.file).map_err(failed("flushing", &name))?;
+        self.tail.seq += 1;
+        self.tail.chain = crc;
+        self.tail.held = staged.held;
+        self.tail.offset_bytes += len_bytes as u64;
+        self.shape = staged.shape;
+        self.hard = staged.hard;
+        self.last_write = staged.last_write;
+        for step in staged.segment_steps {
+            step.apply(&mut self.segments);
+        }
+        if staged.has_hard {
+            self.write_meta()?;
+        }
+        if let Some(mark) = staged.mark {
+            self.mark = mark;
+            self.removals.extend(self.segments.drop_behind(self.mark.index));
+            while self.removals.len() > REMOVALS_WAITING_MAX {
+                self.remove_one()?;
+            }
+        }
+        if self.buffer.capacity() > BUFFER_KEPT_BYTES {
+            self.buffer = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// Goes on in a new segment that has room for a batch of this length.
+    fn rotate(&mut self, batch_bytes: u64) -> Result<(), LogError> {
+        let place = Place {
+            segment_id: self.segments.active() + 1,
+            first_seq: self.tail.seq + 1,
+            chain: self.tail.chain,
+            held: self.tail.held,
+        };
+        let tail = start_segment(
+            &mut self.disk,
+            &self.options,
+            &self.identity,
+            &place,
+            &self.hard,
+            &self.mark,
+            batch_bytes,
+            &mut self.spare,
+        );
+        match tail {
+            Ok(tail) => {
+                self.disk.close(self.tail.file);
+                self.tail = tail;
+                self.segments.open(place.segment_id);
+                Ok(())
+            }
+            Err(error) => {
+                self.stopped = !matches!(error, LogError::NoSpace { .. });
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes identity, generation, term and vote into the older slot.
+    fn write_meta(&mut self) -> Result<(), LogError> {
+        let slot = MetaSlot {
+            identity: self.identity,
+            generation: self.generation,
+            boot_nonce: self.options.boot_nonce,
+            write_no: self.meta_write_no + 1,
+            hard: self.hard,
+            durable_seq: self.tail.seq,
+        };
+        let offset_bytes = (self.meta_slot * BLOCK_BYTES) as u64;
+        self.disk.write_at(self.meta_file, offset_bytes, &slot.encode()).map_err(failed("writing", META_NAME))?;
+        self.disk.datasync(self.meta_file).map_err(failed("flushing", META_NAME))?;
+        self.meta_write_no = slot.write_no;
+        self.meta_durable_seq = slot.durable_seq;
+        self.meta_slot = 1 - self.meta_slot;
+        Ok(())
+    }
+
+    /// Notes durably that the last batch was durable, so that damage to it is later known as rot and never cut.
+    /// Worth a call after a quiet while; costs one flush, or nothing when already noted.
+    pub fn seal_tail(&mut self) -> Result<(), LogError> {
+        if self.stopped {
+            return Err(LogError::Stopped);
+        }
+        if self.meta_durable_seq == self.tail.seq {
+            return Ok(());
+        }
+        let result = self.write_meta();
+        self.stopped = result.is_err();
+        result
+    }
+
+    /// Does one small piece of work that is not urgent: removes a dropped segment or fills the next one with zeros.
+    /// Returns whether more is waiting. The log thread calls it when it has nothing to append.
+    pub fn tend(&mut self) -> Result<bool, LogError> {
+        if self.stopped {
+            return Err(LogError::Stopped);
+        }
+        let result = if self.removals.is_empty() { self.fill_spare() } else { self.remove_one() };
+        self.stopped = result.is_err();
+        result
+    }
+
+    fn remove_one(&mut self) -> Result<bool, LogError> {
+        if let Some(id) = self.removals.pop_front() {
+            let name = segment_name(id);
+            self.disk.remove(&name).map_err(failed("removing", &name))?;
+        }
+        Ok(true)
+    }
+
+    fn fill_spare(&mut self) -> Result<bool, LogError> {
+        let Some(mut spare) = self.spare.take() else {
+            match self.disk.create(SPARE_NAME, 0) {
+                Ok(file) => self.spare = Some(Spare { file, filled_bytes: 0, synced: false }),
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(false),
+                Err(error) => return Err(failed("creating", SPARE_NAME)(error)),
+            }
+            return Ok(true);
+        };
+        let left_bytes = self.options.segment_bytes.saturating_sub(spare.filled_bytes);
+        let chunk_bytes = left_bytes.min(TEND_CHUNK_BYTES);
+        if chunk_bytes > 0 {
+            match self.disk.zero_fill(spare.file, spare.filled_bytes, chunk_bytes) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    // Rotation reports a full disk when it really needs the room.
+                    self.disk.close(spare.file);
+                    self.disk.remove(SPARE_NAME).map_err(failed("removing", SPARE_NAME))?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(failed("filling", SPARE_NAME)(error)),
+            }
+            self.disk.datasync(spare.file).map_err(failed("flushing", SPARE_NAME))?;
+            spare.filled_bytes += chunk_bytes;
+        }
+        spare.synced = spare.filled_bytes >= self.options.segment_bytes;
+        let more = !spare.synced;
+        self.spare = Some(spare);
+        Ok(more)
+    }
+
+    /// Who this log belongs to.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+    /// How many times this data directory was opened (it may skip numbers, it never goes back).
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+    /// Number of segment files that hold something of use.
+    pub fn segment_count(&self) -> usize {
+        self.segments.items.len()
+    }
+    /// Index of the last entry, or of the mark when there is none above it.
+    pub fn last_index(&self) -> Index {
+        self.shape.last
+    }
+    /// The newest term and vote that are durable.
+    pub fn hard_state(&self) -> HardState {
+        self.hard
+    }
+    /// The disk, for free space and the like.
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.disk
+    }
+    /// Gives the disk back; unflushed zeros of the next segment stay behind and are removed at open.
+    pub fn into_disk(self) -> D {
+        self.disk
+    }
+}
+
+impl Tail {
+    fn next_header(&self, body: &[u8], term: Term, held: Held) -> BatchHeader {
+        BatchHeader {
+            segment_id: self.header.segment_id,
+            cluster_id: self.header.identity.cluster_id,
+            member_id: self.header.identity.member_id,
+            seq: self.seq + 1,
+            durable_seq: self.seq,
+            term,
+            body_bytes: body.len() as u32,
+            body_crc: crc32c::crc32c(body),
+            chain: self.chain,
+            held,
+            held_before: self.held,
+        }
+    }
+}
+
+/// What a batch will have changed once it is durable.
+struct Staged {
+    shape: Shape,
+    segment_steps: Vec<SegmentStep>,
+    held: Held,
+    hard: HardState,
+    mark: Option<SnapMeta>,
+    has_hard: bool,
+    last_write: WriteSeq,
+}
+
+/// A change of the segments' index ranges.
+enum SegmentStep {
+    Appended(Index),
+    Truncated(Index),
+    Cleared,
+}
+
+impl SegmentStep {
+    fn apply(&self, segments: &mut Segments) {
+        match self {
+            SegmentStep::Appended(last) => segments.appended(*last),
+            SegmentStep::Truncated(to) => segments.truncated(*to),
+            SegmentStep::Cleared => segments.cleared(),
+        }
+    }
+}
+
+impl Staged {
+    fn note(&mut self, record: &Record, keeps: bool, entries_crc: u32) {
+        match record {
+            Record::HardState(hard) => {
+                self.hard = *hard;
+                self.has_hard = true;
+            }
+            Record::Append(entries) => {
+                let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
+                self.segment_steps.push(SegmentStep::Appended(last.index));
+                let follows = self.held.first_index != 0 && self.held.last_index + 1 == first.index;
+                self.held = Held {
+                    first_index: if follows { self.held.first_index } else { first.index },
+                    last_index: last.index,
+                    last_term: last.term,
+                    entries_crc: crc32c::crc32c_append(
+                        if follows { self.held.entries_crc } else { 0 },
+                        &entries_crc.to_le_bytes(),
+                    ),
+                };
+            }
+            Record::TruncateTo(index) => self.segment_steps.push(SegmentStep::Truncated(*index)),
+            Record::SnapshotMark(meta) => {
+                if !keeps {
+                    self.segment_steps.push(SegmentStep::Cleared);
+                }
+                self.mark = Some(meta.clone());
+            }
+        }
+    }
+}
+
+/// Where a new segment stands in the chain.
+struct Place {
+    segment_id: u64,
+    first_seq: u64,
+    chain: u32,
+    held: Held,
+}
+
+/// Creates a segment whose first batch repeats term, vote and mark, so that older segments can go away whole.
+#[allow(clippy::too_many_arguments, reason = "shared by creation and rotation, which hold these apart")]
+fn start_segment<D: Disk>(
+    disk: &mut D,
+    options: &Options,
+    identity: &Identity,
+    place: &Place,
+    hard: &HardState,
+    mark: &SnapMeta,
+    room_bytes: u64,
+    spare: &mut Option<Spare>,
+) -> Result<Tail, LogError> {
+    // Unique per segment and boot, and never shown to a client; that is all the salt is for.
+    let salt = options.boot_nonce ^ place.segment_id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let header = SegmentHeader {
+        identity: *identity,
+        segment_id: place.segment_id,
+        salt,
+        first_seq: place.first_seq,
+        chain: place.chain,
+    };
+    let mut tail = Tail {
+        file: FileId(0),
+        header,
+        len_bytes: 0,
+        offset_bytes: BLOCK_BYTES as u64,
+        seq: place.first_seq - 1,
+        chain: place.chain,
+        held: place.held,
+    };
+    let mut batch = BytesMut::zeroed(HEADER_BYTES);
+    encode_record(&Record::HardState(*hard), true, &mut batch);
+    encode_record(&Record::SnapshotMark(mark.clone()), true, &mut batch);
+    let batch_header = tail.next_header(&batch[HEADER_BYTES..], hard.term, Held::default());
+    let batch_bytes = batch_len_bytes(batch.len() - HEADER_BYTES);
+    batch.resize(batch_bytes, 0);
+    tail.chain = batch_header.encode_into(&mut batch, &tail.header);
+    let needed_bytes = (BLOCK_BYTES + batch_bytes) as u64 + room_bytes;
+    tail.len_bytes = needed_bytes.max(options.segment_bytes);
+    let unfinished = take_file(disk, place.segment_id, tail.len_bytes, spare)?;
+    tail.file = unfinished.0;
+    let mut front = BytesMut::from(&tail.header.encode()[..]);
+    front.extend_from_slice(&batch);
+    let name = segment_name(place.segment_id);
+    disk.write_at(tail.file, 0, &front).map_err(failed("writing", &name))?;
+    disk.datasync(tail.file).map_err(failed("flushing", &name))?;
+    disk.rename(&unfinished.1, &name).map_err(failed("renaming", &name))?;
+    disk.sync_dir().map_err(failed("flushing the directory after creating", &name))?;
+    tail.offset_bytes += batch_bytes as u64;
+    tail.seq = place.first_seq;
+    tail.held = Held::default();
+    Ok(tail)
+}
+
+/// The spare when it is ready and long enough, else a new file.
+fn take_file<D: Disk>(
+    disk: &mut D,
+    segment_id: u64,
+    len_bytes: u64,
+    spare: &mut Option<Spare>,
+) -> Result<(FileId, String), LogError> {
+    if spare.as_ref().is_some_and(|s| s.synced && s.filled_bytes >= len_bytes)
+        && let Some(ready) = spare.take()
+    {
+        return Ok((ready.file, SPARE_NAME.to_owned()));
+    }
+    let name = format!("{}{UNFINISHED_SUFFIX}", segment_name(segment_id));
+    match disk.create(&name, len_bytes) {
+        Ok(file) => Ok((file, name)),
+        Err(source) if source.kind() == io::ErrorKind::StorageFull => {
+            // A later try must find the name free. If even this fails, the next creation says so.
+            let _ = disk.remove(&name);
+            Err(LogError::NoSpace { file: name, wanted_bytes: len_bytes, source })
+        }
+        Err(source) => Err(failed("creating", &name)(source)),
+    }
+}
+
+fn write_first_meta<D: Disk>(
+    disk: &mut D,
+    options: &Options,
+    identity: &Identity,
+    hard: HardState,
+    durable_seq: u64,
+) -> Result<FileId, LogError> {
+    let slot =
+        MetaSlot { identity: *identity, generation: 1, boot_nonce: options.boot_nonce, write_no: 1, hard, durable_seq };
+    let file = disk.create(META_NEW_NAME, META_BYTES as u64).map_err(failed("creating", META_NEW_NAME))?;
+    // Both slots are valid from the start, so that an unreadable one always means damage.
+    let both = Bytes::from([slot.encode(), slot.encode()].concat());
+    disk.write_at(file, 0, &both).map_err(failed("writing", META_NEW_NAME))?;
+    disk.datasync(file).map_err(failed("flushing", META_NEW_NAME))?;
+    disk.rename(META_NEW_NAME, META_NAME).map_err(failed("renaming", META_NAME))?;
+    disk.sync_dir().map_err(failed("flushing the directory after creating", META_NAME))?;
+    Ok(file)
+}

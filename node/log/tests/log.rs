@@ -1,0 +1,457 @@
+//! What `append` returned `Ok` for is there: after every crash point, torn length and flipped byte.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quorate_log::faulty::{Op, SECTOR_BYTES, SplitMix, Survival};
+use quorate_log::format::{BLOCK_BYTES, BatchHeader, MetaSlot, SegmentHeader, decode_records};
+use quorate_log::{FaultyDisk, Identity, Log, LogError, Options, RealDisk, Verdict};
+use quorate_raft::types::{
+    Config, ConfigAt, Entry, HardState, MemberId, MemberInfo, Payload, Record, Recovered, SnapMeta, WriteSeq,
+};
+
+const ID: Identity = Identity { cluster_id: 0xC1, member_id: 0xA1, incarnation: 3 };
+
+fn options(nonce: u64) -> Options {
+    Options { segment_bytes: 40 << 10, boot_nonce: nonce }
+}
+
+fn config(ids: &[u64]) -> Config {
+    let ids: BTreeSet<MemberId> = ids.iter().map(|id| MemberId(*id)).collect();
+    let info = |id: &MemberId| MemberInfo { name: format!("m{id}"), ..MemberInfo::default() };
+    let members: BTreeMap<_, _> = ids.iter().map(|id| (*id, info(id))).collect();
+    Config { voters: ids, members, ..Config::default() }
+}
+
+fn mark(index: u64, term: u64) -> SnapMeta {
+    SnapMeta { index, term, config: config(&[1, 2, 3]), config_at: ConfigAt { incarnation: 3, term: 0, index: 0 } }
+}
+
+fn entry(term: u64, index: u64, size: usize) -> Entry {
+    let payload = match index % 7 {
+        0 => Payload::Noop,
+        1 => Payload::Config(config(&[1, index + 1])),
+        _ => Payload::Data(Bytes::from(vec![(index * 31 + term) as u8; size])),
+    };
+    Entry { term, index, payload }
+}
+
+fn hard(term: u64, vote: u64) -> Record {
+    Record::HardState(HardState { term, vote: (vote != 0).then_some(MemberId(vote)) })
+}
+
+/// What a log should hold, by the words of `Record` alone.
+#[derive(Clone, PartialEq, Debug)]
+struct Model {
+    hard: HardState,
+    mark: SnapMeta,
+    entries: Vec<Entry>,
+}
+
+impl Model {
+    fn new() -> Model {
+        Model { hard: HardState::default(), mark: mark(0, 0), entries: Vec::new() }
+    }
+    fn take(&mut self, record: &Record) {
+        match record {
+            Record::HardState(hard) => self.hard = *hard,
+            Record::Append(entries) => self.entries.extend(entries.iter().cloned()),
+            Record::TruncateTo(to) => self.entries.retain(|e| e.index <= *to),
+            Record::SnapshotMark(meta) => {
+                let term = |e: &Entry| (e.index, e.term) == (meta.index, meta.term);
+                let holds =
+                    self.entries.iter().any(term) || (self.mark.index, self.mark.term) == (meta.index, meta.term);
+                self.entries.retain(|e| holds && e.index > meta.index);
+                self.mark = meta.clone();
+            }
+        }
+    }
+    fn of(recovered: &Recovered) -> Model {
+        Model { hard: recovered.hard, mark: recovered.snapshot.clone(), entries: recovered.entries.clone() }
+    }
+}
+
+type Batch = Vec<(WriteSeq, Record)>;
+
+/// A run with votes, appends of several sizes, truncations, marks that keep and marks that replace, over many segments.
+fn script() -> Vec<Batch> {
+    let mut seq = 0;
+    let mut batch = |records: Vec<Record>| -> Batch {
+        let number = |record| {
+            seq += 1;
+            (WriteSeq(seq), record)
+        };
+        records.into_iter().map(number).collect()
+    };
+    let run = |term, from, to, size| Record::Append((from..=to).map(|i| entry(term, i, size)).collect());
+    vec![
+        batch(vec![hard(1, 2)]),
+        batch(vec![run(1, 1, 3, 10)]),
+        batch(vec![run(1, 4, 4, 9000)]),
+        batch(vec![run(1, 5, 8, 3000), hard(2, 0)]),
+        batch(vec![Record::TruncateTo(6), run(2, 7, 9, 100)]),
+        batch(vec![Record::SnapshotMark(mark(5, 1))]),
+        batch(vec![run(2, 10, 12, 6000)]),
+        batch(vec![hard(3, 7)]),
+        batch(vec![Record::TruncateTo(9), run(3, 10, 11, 50), Record::SnapshotMark(mark(9, 2))]),
+        batch(vec![run(3, 12, 20, 4000)]),
+        batch(vec![run(3, 21, 21, 60_000)]),
+        batch(vec![Record::SnapshotMark(mark(20, 3))]),
+        batch(vec![hard(4, 1), Record::TruncateTo(20), run(4, 21, 22, 20)]),
+        batch(vec![Record::SnapshotMark(mark(100, 4))]),
+        batch(vec![run(4, 101, 103, 10), hard(5, 5)]),
+        batch(vec![run(5, 104, 104, 30_000)]),
+        batch(vec![Record::SnapshotMark(mark(103, 4)), run(5, 105, 105, 7)]),
+    ]
+}
+
+/// Runs the script, opening anew (a clean restart) before the batches named, and returns how many were acknowledged.
+fn run_script(disk: &FaultyDisk, restarts: &[usize]) -> Result<usize, usize> {
+    let Ok(mut log) = Log::create(disk.clone(), options(1), ID, mark(0, 0)) else { return Err(0) };
+    let mut base = 0;
+    for (at, batch) in script().into_iter().enumerate() {
+        if restarts.contains(&at) {
+            drop(log);
+            let Ok((reopened, _)) = Log::open(disk.clone(), options(at as u64 + 9), Some(&ID)) else { return Err(at) };
+            log = reopened;
+            base = batch[0].0.0 - 1;
+        }
+        let batch: Batch = batch.into_iter().map(|(seq, record)| (WriteSeq(seq.0 - base), record)).collect();
+        if log.append(&batch).is_err() {
+            return Err(at);
+        }
+        let tended = if at % 3 == 0 { log.tend().map(|_| ()) } else { log.seal_tail() };
+        if tended.is_err() {
+            return Err(at + 1);
+        }
+    }
+    Ok(script().len())
+}
+
+fn models() -> Vec<Model> {
+    let mut all = vec![Model::new()];
+    for batch in script() {
+        let mut next = all.last().expect("the first model is there").clone();
+        batch.iter().for_each(|(_, record)| next.take(record));
+        all.push(next);
+    }
+    all
+}
+
+#[test]
+fn a_log_gives_back_what_was_appended_across_segments_and_restarts() {
+    let disk = FaultyDisk::new(1);
+    assert_eq!(run_script(&disk, &[2, 6, 13]), Ok(script().len()));
+    let (log, recovered) = Log::open(disk, options(99), Some(&ID)).expect("opens");
+    assert_eq!(Model::of(&recovered), *models().last().expect("not empty"));
+    assert_eq!(recovered.incarnation, 3);
+    assert_eq!(log.generation(), 5, "one more at each open");
+    assert!(log.segment_count() <= 4, "segments behind the mark are dropped: {}", log.segment_count());
+}
+
+#[test]
+fn a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged() {
+    let restarts = [4, 9, 15];
+    let recorded = FaultyDisk::new(0);
+    recorded.record_ops();
+    run_script(&recorded, &restarts).expect("the recorded run has no fault");
+    let ops = recorded.ops();
+    assert!(ops.len() >= 100, "the run should have many crash points, not {}", ops.len());
+    assert!(ops.iter().any(|op| matches!(op, Op::Remove { .. })), "a segment drop is among them");
+    let models = models();
+    let mut recoveries = 0;
+    for at in 1..=ops.len() as u64 {
+        for way in 0..6u64 {
+            let disk = FaultyDisk::new(at * 100 + way);
+            disk.crash_at(at);
+            let acked = run_script(&disk, &restarts).expect_err("the machine died");
+            match way {
+                0 => disk.process_crash(),
+                1 => disk.power_loss(Survival::Nothing),
+                2 => disk.power_loss(Survival::Everything),
+                _ => disk.power_loss(Survival::Subset),
+            }
+            let op = &ops[at as usize - 1];
+            let (mut log, recovered) = match Log::open(disk.clone(), options(77), Some(&ID)) {
+                Ok(found) => found,
+                Err(LogError::Missing) => {
+                    assert_eq!(acked, 0, "an acknowledged log is missing after {op:?}");
+                    Log::create(disk.clone(), options(5), ID, mark(0, 0)).expect("creation can be repeated");
+                    continue;
+                }
+                Err(error) => panic!("crash {at} ({op:?}) way {way}: {error}"),
+            };
+            let found = Model::of(&recovered);
+            let next = models.get(acked + 1);
+            assert!(
+                found == models[acked] || Some(&found) == next,
+                "crash {at} ({op:?}) way {way}: {acked} batches were acknowledged, found {found:?}"
+            );
+            // And it goes on: what is appended now survives the next power loss.
+            let last = log.last_index();
+            log.append(&[(WriteSeq(1), Record::Append(vec![entry(9, last + 1, 5)]))]).expect("the log goes on");
+            drop(log);
+            disk.power_loss(Survival::Nothing);
+            let (_, again) = Log::open(disk, options(78), Some(&ID)).expect("opens again");
+            assert_eq!(again.entries.last().map(|e| (e.term, e.index)), Some((9, last + 1)));
+            recoveries += 1;
+        }
+    }
+    assert!(recoveries > 500, "only {recoveries} recoveries");
+}
+
+/// A log whose last batch spans several blocks, with the file, the offset and the length of that batch.
+fn with_last_batch(seal: bool) -> (FaultyDisk, String, usize, usize) {
+    let disk = FaultyDisk::new(4);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    log.append(&[(WriteSeq(1), hard(1, 1)), (WriteSeq(2), Record::Append(vec![entry(1, 1, 9)]))]).expect("appends");
+    disk.record_ops();
+    log.append(&[(WriteSeq(3), Record::Append((2..=6).map(|i| entry(1, i, 1500)).collect()))]).expect("appends");
+    let ops = disk.ops();
+    let Some(Op::Write { name, offset_bytes, len_bytes }) = ops.first() else { panic!("no write in {ops:?}") };
+    if seal {
+        log.seal_tail().expect("seals");
+    }
+    (disk, name.clone(), *offset_bytes as usize, *len_bytes)
+}
+
+#[test]
+fn a_last_batch_torn_at_any_byte_is_cut_and_nothing_before_it() {
+    let (disk, name, offset, len) = with_last_batch(false);
+    let mut cut = 0;
+    for keep in 0..len {
+        let torn = disk.fork(keep as u64);
+        torn.overwrite(&name, offset + keep, &vec![0; len - keep]);
+        let (mut log, recovered) = Log::open(torn.clone(), options(2), Some(&ID)).expect("a torn tail is no damage");
+        let whole = recovered.entries.len() == 6;
+        assert!(whole || recovered.entries.len() == 1, "{keep} bytes kept: {} entries", recovered.entries.len());
+        if !whole {
+            cut += 1;
+            log.append(&[(WriteSeq(1), Record::Append(vec![entry(2, 2, 3)]))]).expect("goes on");
+            drop(log);
+            let (_, again) = Log::open(torn, options(3), Some(&ID)).expect("opens again");
+            assert_eq!(again.entries.len(), 2);
+        }
+    }
+    assert!(cut > 6000, "nearly every length is a cut, not {cut}");
+}
+
+#[test]
+fn a_sealed_last_batch_is_never_cut() {
+    let (disk, name, offset, _) = with_last_batch(true);
+    disk.rot(&name, offset + 200, 0x10);
+    let error = Log::open(disk, options(2), Some(&ID)).expect_err("it was promised");
+    assert!(matches!(error, LogError::Corrupt { .. }), "{error}");
+    assert_eq!(error.verdict(), Verdict::Halt);
+}
+
+#[test]
+fn rot_in_the_middle_is_refused_whatever_byte_it_hits() {
+    let disk = FaultyDisk::new(8);
+    run_script(&disk, &[]).expect("runs");
+    let names = [1u64, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12].map(|id| format!("wal-{id:016x}.seg"));
+    let mut rng = SplitMix::new(3);
+    let mut refused = 0;
+    let truth = models().last().expect("not empty").clone();
+    for name in names.iter().filter(|name| disk.medium(name).is_some()) {
+        let bytes = disk.medium(name).expect("just looked");
+        let used = bytes.iter().rposition(|b| *b != 0).expect("a header is there");
+        for _ in 0..400 {
+            let at = rng.below(used as u64 + 1) as usize;
+            let copy = disk.fork(1);
+            copy.rot(name, at, 1 << rng.below(8));
+            match Log::open(copy, options(2), Some(&ID)) {
+                Ok((_, found)) => assert_eq!(Model::of(&found), truth, "{name} byte {at}"),
+                Err(LogError::Corrupt { .. }) => refused += 1,
+                Err(error) => panic!("{name} byte {at}: {error}"),
+            }
+        }
+    }
+    assert!(refused > 300, "most bytes matter, only {refused} were refused");
+}
+
+#[test]
+fn misdirected_and_zeroed_sectors_are_refused_or_harmless() {
+    let disk = FaultyDisk::new(8);
+    run_script(&disk, &[]).expect("runs");
+    let truth = models().last().expect("not empty").clone();
+    let mut rng = SplitMix::new(5);
+    for name in Log::open(disk.fork(0), options(2), None).map(|_| ()).map(|()| names_of(&disk)).expect("opens") {
+        let sectors = disk.medium(&name).map_or(0, |bytes| bytes.len() / SECTOR_BYTES) as u64;
+        for _ in 0..200 {
+            let copy = disk.fork(1);
+            let target = rng.below(sectors) as usize;
+            if rng.chance(500) {
+                copy.misdirect(&name, rng.below(sectors) as usize, target);
+            } else {
+                copy.overwrite(&name, target * SECTOR_BYTES, &[0; SECTOR_BYTES]);
+            }
+            match Log::open(copy, options(2), Some(&ID)) {
+                Ok((_, found)) => assert_eq!(Model::of(&found), truth, "{name} sector {target}"),
+                Err(LogError::Corrupt { .. } | LogError::LostVote { .. }) => {}
+                Err(error) => panic!("{name} sector {target}: {error}"),
+            }
+        }
+    }
+}
+
+fn names_of(disk: &FaultyDisk) -> Vec<String> {
+    use quorate_log::Disk;
+    disk.clone().list().expect("lists")
+}
+
+#[test]
+fn any_flipped_byte_of_a_meta_slot_still_gives_the_newest_vote() {
+    let (disk, _, _, _) = with_last_batch(true);
+    let generation = Log::open(disk.fork(0), options(2), None).expect("opens").0.generation();
+    let mut checked = 0;
+    for at in (0..2 * BLOCK_BYTES).filter(|at| at % BLOCK_BYTES < 160 || at % 61 == 0 || at % BLOCK_BYTES > 4090) {
+        let copy = disk.fork(at as u64);
+        copy.rot("meta", at, 0x40);
+        let (log, found) = Log::open(copy, options(2), Some(&ID)).expect("the other slot and the log are whole");
+        assert_eq!(found.hard, HardState { term: 1, vote: Some(MemberId(1)) }, "byte {at}");
+        assert!(log.generation() >= generation, "byte {at}: the generation went back");
+        checked += 1;
+    }
+    assert!(checked > 300);
+}
+
+#[test]
+fn a_lost_slot_with_a_cut_tail_must_not_vote() {
+    let (disk, name, offset, _) = with_last_batch(false);
+    disk.rot(&name, offset + 200, 0x10);
+    disk.rot("meta", 20, 1);
+    let error = Log::open(disk, options(2), Some(&ID)).expect_err("the last vote may be lost");
+    assert!(matches!(error, LogError::LostVote { .. }), "{error}");
+}
+
+#[test]
+fn both_slots_lost_is_refused() {
+    let (disk, _, _, _) = with_last_batch(true);
+    disk.rot("meta", 20, 1);
+    disk.rot("meta", BLOCK_BYTES + 20, 1);
+    let error = Log::open(disk, options(2), None).expect_err("identity and generation are unknown");
+    assert!(matches!(error, LogError::Corrupt { .. }), "{error}");
+}
+
+#[test]
+fn a_foreign_directory_is_refused_and_an_existing_one_not_created_again() {
+    let disk = FaultyDisk::new(1);
+    drop(Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates"));
+    let other = Identity { member_id: 0xB1, ..ID };
+    let error = Log::open(disk.clone(), options(2), Some(&other)).expect_err("another member's");
+    assert!(matches!(error, LogError::ForeignIdentity { .. }), "{error}");
+    let error = Log::create(disk, options(3), ID, mark(0, 0)).expect_err("it is there");
+    assert!(matches!(error, LogError::Exists), "{error}");
+    let error = Log::open(FaultyDisk::new(2), options(1), None).expect_err("nothing is there");
+    assert!(matches!(error, LogError::Missing), "{error}");
+}
+
+#[test]
+fn a_segment_of_another_member_among_ours_is_refused() {
+    let (ours, theirs) = (FaultyDisk::new(1), FaultyDisk::new(2));
+    drop(Log::create(ours.clone(), options(1), ID, mark(0, 0)).expect("creates"));
+    let other = Identity { member_id: 0xB1, ..ID };
+    drop(Log::create(theirs.clone(), options(1), other, mark(0, 0)).expect("creates"));
+    let name = "wal-0000000000000001.seg";
+    ours.overwrite(name, 0, &theirs.medium(name).expect("is there"));
+    let error = Log::open(ours, options(2), Some(&ID)).expect_err("swapped");
+    assert!(matches!(error, LogError::Corrupt { .. }), "{error}");
+}
+
+#[test]
+fn a_failed_flush_stops_the_log_and_the_restart_trusts_only_the_medium() {
+    for seed in 0..50 {
+        let disk = FaultyDisk::new(seed);
+        let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+        log.append(&[(WriteSeq(1), Record::Append(vec![entry(1, 1, 20)]))]).expect("appends");
+        disk.fail_next_sync();
+        let batch = [(WriteSeq(2), Record::Append((2..=4).map(|i| entry(1, i, 3000)).collect()))];
+        let error = log.append(&batch).expect_err("the flush failed");
+        assert_eq!(error.verdict(), Verdict::Halt);
+        assert!(matches!(log.append(&batch), Err(LogError::Stopped)), "a second try must not be made");
+        drop(log);
+        disk.process_crash();
+        let (_, before) = Log::open(disk.clone(), options(2), Some(&ID)).expect("opens");
+        disk.power_loss(Survival::Nothing);
+        let (_, after) = Log::open(disk, options(3), Some(&ID)).expect("opens");
+        assert_eq!(before, after, "seed {seed}: the first open believed the page cache");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_the_batch_and_keeps_all_it_promised() {
+    let disk = FaultyDisk::new(1);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    disk.set_capacity(Some(disk.used_bytes() + 100));
+    let mut written = 0;
+    let error = loop {
+        let record = Record::Append(vec![entry(1, written + 1, 3000)]);
+        match log.append(&[(WriteSeq(written + 1), record)]) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 100, "the disk never got full");
+    };
+    assert!(matches!(error, LogError::NoSpace { .. }), "{error}");
+    assert_eq!(error.verdict(), Verdict::Retry);
+    disk.set_capacity(None);
+    log.append(&[(WriteSeq(written + 1), Record::Append(vec![entry(1, written + 1, 3000)]))]).expect("there is room");
+    drop(log);
+    disk.power_loss(Survival::Nothing);
+    let (_, recovered) = Log::open(disk, options(2), Some(&ID)).expect("opens");
+    assert_eq!(recovered.entries.len() as u64, written + 1);
+}
+
+#[test]
+fn writes_out_of_order_are_refused_and_change_nothing() {
+    let disk = FaultyDisk::new(1);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    log.append(&[(WriteSeq(1), Record::Append(vec![entry(1, 1, 2)]))]).expect("appends");
+    for (seq, record) in [
+        (1, Record::Append(vec![entry(1, 2, 2)])),
+        (2, Record::Append(vec![entry(1, 3, 2)])),
+        (2, Record::Append(vec![entry(1, 1, 2)])),
+    ] {
+        let error = log.append(&[(WriteSeq(seq), record)]).expect_err("out of order");
+        assert!(matches!(error, LogError::OutOfOrder { .. }), "{error}");
+    }
+    log.append(&[(WriteSeq(2), Record::Append(vec![entry(1, 2, 2)]))]).expect("still goes on");
+}
+
+#[test]
+fn garbage_never_panics_a_decoder() {
+    let mut rng = SplitMix::new(11);
+    let header = SegmentHeader { identity: ID, segment_id: 1, salt: 2, first_seq: 1, chain: 0 };
+    for _ in 0..20_000 {
+        let len = rng.below(300) as usize;
+        let mut bytes: Vec<u8> = (0..len).map(|_| rng.next_u64() as u8).collect();
+        if let Some(kind) = bytes.first_mut() {
+            *kind = rng.below(6) as u8;
+        }
+        if len > 4 && rng.chance(700) {
+            let honest = (len as u32 - 5).to_le_bytes();
+            bytes[1..5].copy_from_slice(&honest);
+        }
+        let _ = decode_records(Bytes::from(bytes.clone()));
+        assert!(BatchHeader::decode(&bytes, &header).is_none());
+        assert!(MetaSlot::decode(&bytes).is_none());
+        assert!(SegmentHeader::decode(&bytes).is_none());
+    }
+}
+
+#[test]
+fn a_real_directory_works_and_is_locked() {
+    let dir = tempfile::tempdir().expect("a temp dir");
+    let path = dir.path().join("data");
+    let mut log = Log::create(RealDisk::open_dir(&path).expect("opens"), options(1), ID, mark(0, 0)).expect("creates");
+    let error = RealDisk::open_dir(&path).expect_err("locked");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    for batch in script() {
+        log.append(&batch).expect("appends");
+        while log.tend().expect("tends") {}
+    }
+    drop(log);
+    let (_, recovered) = Log::open(RealDisk::open_dir(&path).expect("opens"), options(2), Some(&ID)).expect("opens");
+    assert_eq!(Model::of(&recovered), *models().last().expect("not empty"));
+}
