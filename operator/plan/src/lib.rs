@@ -1,1 +1,24 @@
-//! placeholder
+//! Decides what the operator does next: observation + intent + now -> at most one step, and a report of what waits and why.
+//!
+//! Pure: no kube, no runtime, no clock, no I/O, no randomness. The same planner drives Kubernetes, local mode and the tests'
+//! model; a shell observes, hands the observation in, carries out the one step, and observes again.
+//!
+//! ```text
+//! Intent::of(&cluster) ─┐
+//! Observation ──────────┼─> plan(..) ─> Plan { next, upcoming, report } ─> status(..)
+//! now, seed ────────────┘
+//! ```
+
+pub mod intent;
+pub mod observation;
+pub mod report;
+pub mod step;
+
+pub use intent::{DeletionPolicy, Identity, Intent, RefusedSpec, StorageIntent, TimingIntent, ValidatedCluster};
+pub use observation::{
+    ClusterId, ConfigAt, ConfigMember, Deletion, MemberId, MemberRecord, MemberWord, Observation, Pod, PodPhase,
+    Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role, Running, SharedObjects, StartAs, Termination,
+    Volume,
+};
+pub use report::{Blocked, Decision, Operation, Plan, PlannedStep, Report, Waiting};
+pub use step::{Eviction, RecordFor, RecordRef, Step, VolumeRef};

@@ -1,0 +1,226 @@
+//! `quorate.dev/v1alpha1`, kind `ConsistentCluster`: what is wanted.
+//!
+//! Schema and CEL refuse at the door what they can see; the planner's validation refuses the rest, without effect.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::status::ConsistentClusterStatus;
+
+/// Fewest and most voters. Nine is where more members only make writes slower.
+pub const REPLICAS_MIN: i32 = 1;
+pub const REPLICAS_MAX: i32 = 9;
+/// Longest cluster name, in bytes: member, pod and volume names derived from it stay within 63.
+pub const NAME_BYTES_MAX: usize = 40;
+pub const DEFAULT_IMAGE: &str = "quorate:dev";
+pub const DEFAULT_SIZE: &str = "1Gi";
+
+/// A replicated key-value store that answers the etcd v3 API.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[kube(
+    group = "quorate.dev",
+    version = "v1alpha1",
+    kind = "ConsistentCluster",
+    plural = "consistentclusters",
+    shortname = "cc",
+    category = "all",
+    namespaced,
+    doc = "A replicated key-value store that answers the etcd v3 API.",
+    status = "ConsistentClusterStatus",
+    derive = "PartialEq",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas", description = "Voters"),
+    printcolumn(name = "Leader", type_ = "string", json_path = ".status.leader.name"),
+    printcolumn(
+        name = "Tolerates",
+        type_ = "integer",
+        json_path = ".status.quorum.tolerates",
+        description = "Voters that may fail now without losing service"
+    ),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Term", type_ = "integer", json_path = ".status.raft.term", priority = 1),
+    printcolumn(name = "ConfigIndex", type_ = "integer", json_path = ".status.membership.configIndex", priority = 1),
+    validation = Rule::new("size(self.metadata.name) <= 40")
+        .message("metadata.name: at most 40 characters, since member names are derived from it; choose a shorter name"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name: lower-case letters, digits and '-', starting with a letter, since it names Services; choose another name")
+)]
+#[cfg_attr(feature = "cel", kube(cel))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsistentClusterSpec {
+    /// Voters wanted.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 9))]
+    pub replicas: i32,
+    /// Image of the members. A change is rolled out member by member, leader last.
+    #[serde(default = "default_image")]
+    #[schemars(length(min = 1, max = 255))]
+    pub image: String,
+    /// Blocks every change but deletion. Members keep running.
+    #[serde(default)]
+    pub paused: bool,
+    #[serde(default)]
+    pub storage: Storage,
+    #[serde(default)]
+    pub timing: Timing,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(default)]
+    pub disruption: Disruption,
+}
+
+impl Default for ConsistentClusterSpec {
+    fn default() -> Self {
+        ConsistentClusterSpec {
+            replicas: default_replicas(),
+            image: default_image(),
+            paused: false,
+            storage: Storage::default(),
+            timing: Timing::default(),
+            resources: Resources::default(),
+            disruption: Disruption::default(),
+        }
+    }
+}
+
+fn default_replicas() -> i32 {
+    3
+}
+fn default_image() -> String {
+    DEFAULT_IMAGE.to_owned()
+}
+fn default_size() -> String {
+    DEFAULT_SIZE.to_owned()
+}
+
+/// Where members keep their data.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)")
+        .message("spec.storage.storageClassName cannot change, volumes do not move; set it back, or make a new cluster")
+)]
+pub struct Storage {
+    /// Size of each member's volume. May grow, where the storage class lets volumes grow.
+    #[serde(default = "default_size")]
+    #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]{0,14}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
+        .message("spec.storage.size cannot shrink, volumes only grow; set it back to the old size or a larger one"))]
+    pub size: String,
+    /// Storage class of the volumes; the cluster's default class when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+    /// What happens to the volumes when the ConsistentCluster is deleted.
+    #[serde(default = "Keep::retain")]
+    pub on_cluster_delete: Keep,
+    /// What happens to the volume of a member that was removed.
+    #[serde(default = "Keep::delete")]
+    pub removed_member: Keep,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Storage {
+            size: default_size(),
+            storage_class_name: None,
+            on_cluster_delete: Keep::Retain,
+            removed_member: Keep::Delete,
+        }
+    }
+}
+
+/// The fate of a volume nobody uses any more.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    Retain,
+    Delete,
+}
+
+impl Keep {
+    fn retain() -> Keep {
+        Keep::Retain
+    }
+    fn delete() -> Keep {
+        Keep::Delete
+    }
+}
+
+/// How fast a lost leader is noticed.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("(self.profile == 'Custom') == has(self.heartbeat) && (self.profile == 'Custom') == has(self.election)")
+        .message("spec.timing: heartbeat and election are set with profile Custom, both, and with no other profile"),
+    validation = Rule::new("!has(self.heartbeat) || !has(self.election) || duration(self.election) >= duration(self.heartbeat) + duration(self.heartbeat) + duration(self.heartbeat)")
+        .message("spec.timing.election must be at least 3 heartbeats; raise election or lower heartbeat")
+)]
+pub struct Timing {
+    /// LAN: heartbeats every 50 ms, elections after 150 to 300 ms. WAN: 100 ms, 1 to 2 s. Custom: as given below.
+    #[serde(default)]
+    pub profile: TimingProfile,
+    /// Time between heartbeats, such as 50ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]{0,5}(ms|s)$"))]
+    pub heartbeat: Option<String>,
+    /// Shortest silence after which a follower stands for election, such as 150ms; the longest is twice that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]{0,5}(ms|s)$"))]
+    pub election: Option<String>,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TimingProfile {
+    #[default]
+    #[serde(rename = "LAN")]
+    Lan,
+    #[serde(rename = "WAN")]
+    Wan,
+    Custom,
+}
+
+/// Compute resources of each member.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    #[serde(default)]
+    pub requests: ResourceAmounts,
+    #[serde(default)]
+    pub limits: ResourceAmounts,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResourceAmounts {
+    /// Cores, such as 500m or 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,6}(\.[0-9]{1,3})?m?$"))]
+    pub cpu: Option<String>,
+    /// Bytes, such as 512Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]{0,14}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
+    pub memory: Option<String>,
+}
+
+/// How voluntary disruptions of pods by others are limited.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Disruption {
+    #[serde(default)]
+    pub pod_disruption_budget: PodDisruptionBudget,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PodDisruptionBudget {
+    /// A drain takes at most one voter, and never one that the quorum needs.
+    #[default]
+    Enabled,
+    Disabled,
+}

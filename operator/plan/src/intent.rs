@@ -1,0 +1,279 @@
+//! What the user wants, parsed once. A `ValidatedCluster` is the proof that the spec makes sense; nothing later looks at the spec.
+//!
+//! Schema and CEL have refused most mistakes already, but objects outlive rules, and local mode has no API server: whatever is
+//! wrong is refused here as a whole, with field, value and remedy, and without effect.
+
+use std::fmt::Write as _;
+
+use quorate_api::names;
+use quorate_api::spec::{NAME_BYTES_MAX, REPLICAS_MAX, REPLICAS_MIN};
+use quorate_api::{
+    ConsistentCluster, ConsistentClusterSpec, Keep, PodDisruptionBudget, ResourceAmounts, TimingProfile, units,
+};
+
+/// What is to be done about one ConsistentCluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Intent {
+    Run(ValidatedCluster),
+    /// A deletion timestamp is set. It ends without a quorum, while paused, and whatever the spec says.
+    Delete(DeletionPolicy),
+    /// The spec is refused as a whole.
+    Refused(RefusedSpec),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletionPolicy {
+    pub identity: Identity,
+    pub volumes: Keep,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedSpec {
+    pub identity: Identity,
+    /// One sentence per field: name, value, remedy. Never empty.
+    pub problems: Vec<String>,
+}
+
+/// Which ConsistentCluster this is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub generation: i64,
+    pub incarnation: u64,
+}
+
+impl Identity {
+    /// Shared by the members of this cluster and incarnation, checked at start, at joining and between peers.
+    pub fn token(&self) -> String {
+        names::token(&self.uid, self.incarnation)
+    }
+}
+
+/// A spec that makes sense, in units the planner works with.
+/// Only validation makes one: the type is the proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ValidatedCluster {
+    pub identity: Identity,
+    /// Voters wanted, 1 to 9.
+    pub replicas: usize,
+    pub image: String,
+    pub paused: bool,
+    pub storage: StorageIntent,
+    pub timing: TimingIntent,
+    pub requests: ResourceAmounts,
+    pub limits: ResourceAmounts,
+    pub budget: PodDisruptionBudget,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageIntent {
+    pub size_bytes: u64,
+    /// As written, for the claim.
+    pub size: String,
+    pub class: Option<String>,
+    pub on_cluster_delete: Keep,
+    pub removed_member: Keep,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimingIntent {
+    pub heartbeat_ms: u64,
+    /// Shortest silence before an election; the longest is twice that.
+    pub election_ms: u64,
+}
+
+const LAN: TimingIntent = TimingIntent { heartbeat_ms: 50, election_ms: 150 };
+const WAN: TimingIntent = TimingIntent { heartbeat_ms: 100, election_ms: 1_000 };
+/// Slower than this is a mistake in the unit.
+const ELECTION_MS_MAX: u64 = 60_000;
+/// Faster than this, scheduling noise alone starts elections.
+const HEARTBEAT_MS_MIN: u64 = 5;
+
+impl Intent {
+    /// Parses the resource. Never fails: what is wrong is an intent of its own.
+    pub fn of(cluster: &ConsistentCluster) -> Intent {
+        let meta = &cluster.metadata;
+        let identity = Identity {
+            name: meta.name.clone().unwrap_or_default(),
+            namespace: meta.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+            uid: meta.uid.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            incarnation: names::FIRST_INCARNATION,
+        };
+        if meta.deletion_timestamp.is_some() {
+            return Intent::Delete(DeletionPolicy { identity, volumes: cluster.spec.storage.on_cluster_delete });
+        }
+        validate(identity, &cluster.spec).map_or_else(Intent::Refused, Intent::Run)
+    }
+
+    pub fn identity(&self) -> &Identity {
+        match self {
+            Intent::Run(cluster) => &cluster.identity,
+            Intent::Delete(policy) => &policy.identity,
+            Intent::Refused(refused) => &refused.identity,
+        }
+    }
+}
+
+impl ValidatedCluster {
+    /// Hash of everything that changes a member's pod: image, timing, resources. Labels, budgets and sizes restart nothing.
+    pub fn template_hash(&self) -> String {
+        hash(&[
+            "template/1",
+            &self.image,
+            &self.timing.heartbeat_ms.to_string(),
+            &self.timing.election_ms.to_string(),
+            &amounts(&self.requests),
+            &amounts(&self.limits),
+        ])
+    }
+
+    /// Hash of what the shared objects (Services) are rendered from. The budget is not among them: see `SetBudget`.
+    pub fn objects_hash(&self) -> String {
+        hash(&["objects/1", &self.identity.name, &self.identity.uid, &self.identity.incarnation.to_string()])
+    }
+
+    pub fn quorum(&self) -> usize {
+        self.replicas / 2 + 1
+    }
+}
+
+fn amounts(amounts: &ResourceAmounts) -> String {
+    format!("{:?}/{:?}", amounts.cpu, amounts.memory)
+}
+
+fn hash(parts: &[&str]) -> String {
+    // Lengths keep ("ab", "c") apart from ("a", "bc").
+    let text = parts.iter().fold(String::new(), |mut text, part| {
+        write!(text, "{}:{part}", part.len()).expect("a String takes everything");
+        text
+    });
+    format!("{:016x}", names::seed(&text))
+}
+
+/// Parses a spec.
+///
+/// # Errors
+/// Every problem of the spec at once, each naming field, value and remedy.
+pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<ValidatedCluster, RefusedSpec> {
+    // Without `..`: a new field is validated or does not compile.
+    let ConsistentClusterSpec { replicas, image, paused, storage, timing, resources, disruption } = spec;
+    let mut problems = Vec::new();
+    check_name(&identity.name, &mut problems);
+    let voters = usize::try_from(*replicas).unwrap_or_default();
+    if !(REPLICAS_MIN..=REPLICAS_MAX).contains(replicas) {
+        problems.push(format!("spec.replicas is {replicas}; set it to {REPLICAS_MIN} to {REPLICAS_MAX} voters"));
+    }
+    if image.is_empty() || image.len() > 255 || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        problems.push(format!("spec.image is {image:?}; name one image, such as quorate:1.0"));
+    }
+    let size_bytes = units::size_bytes(&storage.size).filter(|bytes| *bytes > 0).unwrap_or_else(|| {
+        problems.push(format!("spec.storage.size is {:?}; write a size such as 20Gi", storage.size));
+        0
+    });
+    let timing = check_timing(timing, &mut problems);
+    check_resources(&resources.requests, "requests", &mut problems);
+    check_resources(&resources.limits, "limits", &mut problems);
+    check_requests_within_limits(&resources.requests, &resources.limits, &mut problems);
+    if !problems.is_empty() {
+        return Err(RefusedSpec { identity, problems });
+    }
+    Ok(ValidatedCluster {
+        identity,
+        replicas: voters,
+        image: image.clone(),
+        paused: *paused,
+        storage: StorageIntent {
+            size_bytes,
+            size: storage.size.clone(),
+            class: storage.storage_class_name.clone(),
+            on_cluster_delete: storage.on_cluster_delete,
+            removed_member: storage.removed_member,
+        },
+        timing,
+        requests: resources.requests.clone(),
+        limits: resources.limits.clone(),
+        budget: disruption.pod_disruption_budget,
+    })
+}
+
+fn check_name(name: &str, problems: &mut Vec<String>) {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        problems.push(format!("metadata.name {name:?} has {} characters; use 1 to {NAME_BYTES_MAX}", name.len()));
+    }
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(plain) || name.ends_with('-') {
+        problems
+            .push(format!("metadata.name is {name:?}; use lower-case letters, digits and '-', starting with a letter"));
+    }
+}
+
+fn check_timing(timing: &quorate_api::Timing, problems: &mut Vec<String>) -> TimingIntent {
+    let given = (timing.heartbeat.as_deref(), timing.election.as_deref());
+    match (timing.profile, given) {
+        (TimingProfile::Lan, (None, None)) => LAN,
+        (TimingProfile::Wan, (None, None)) => WAN,
+        (TimingProfile::Lan | TimingProfile::Wan, _) => {
+            problems.push(
+                "spec.timing has heartbeat or election beside a named profile; set profile to Custom or drop them"
+                    .into(),
+            );
+            LAN
+        }
+        (TimingProfile::Custom, (Some(heartbeat), Some(election))) => {
+            check_custom_timing(heartbeat, election, problems)
+        }
+        (TimingProfile::Custom, _) => {
+            problems.push("spec.timing.profile is Custom without both heartbeat and election; set both".to_owned());
+            LAN
+        }
+    }
+}
+
+fn check_custom_timing(heartbeat: &str, election: &str, problems: &mut Vec<String>) -> TimingIntent {
+    let (Some(heartbeat_ms), Some(election_ms)) = (units::duration_ms(heartbeat), units::duration_ms(election)) else {
+        problems.push(format!(
+            "spec.timing has heartbeat {heartbeat:?}, election {election:?}; write durations such as 150ms"
+        ));
+        return LAN;
+    };
+    if heartbeat_ms < HEARTBEAT_MS_MIN {
+        problems.push(format!("spec.timing.heartbeat is {heartbeat}; use at least {HEARTBEAT_MS_MIN}ms"));
+    }
+    if election_ms > ELECTION_MS_MAX {
+        problems.push(format!("spec.timing.election is {election}; use at most {}s", ELECTION_MS_MAX / 1_000));
+    }
+    if election_ms < heartbeat_ms.saturating_mul(3) {
+        problems.push(format!("spec.timing.election is {election}, less than 3 heartbeats of {heartbeat}; raise it"));
+    }
+    TimingIntent { heartbeat_ms, election_ms }
+}
+
+fn check_resources(amounts: &ResourceAmounts, kind: &str, problems: &mut Vec<String>) {
+    let ResourceAmounts { cpu, memory } = amounts;
+    if let Some(cpu) = cpu.as_deref().filter(|text| units::cpu_millis(text).is_none_or(|millis| millis == 0)) {
+        problems.push(format!("spec.resources.{kind}.cpu is {cpu:?}; write cores such as 500m or 2"));
+    }
+    if let Some(memory) = memory.as_deref().filter(|text| units::size_bytes(text).is_none_or(|bytes| bytes == 0)) {
+        problems.push(format!("spec.resources.{kind}.memory is {memory:?}; write a size such as 512Mi"));
+    }
+}
+
+/// Kubernetes would refuse the pod, long after the edit.
+fn check_requests_within_limits(requests: &ResourceAmounts, limits: &ResourceAmounts, problems: &mut Vec<String>) {
+    let above = |request: &Option<String>, limit: &Option<String>, parse: fn(&str) -> Option<u64>| {
+        let request = request.as_deref().and_then(parse);
+        let limit = limit.as_deref().and_then(parse);
+        request.zip(limit).is_some_and(|(request, limit)| request > limit)
+    };
+    if above(&requests.cpu, &limits.cpu, units::cpu_millis) {
+        problems.push("spec.resources.requests.cpu is above spec.resources.limits.cpu; lower the request".to_owned());
+    }
+    if above(&requests.memory, &limits.memory, units::size_bytes) {
+        problems
+            .push("spec.resources.requests.memory is above spec.resources.limits.memory; lower the request".to_owned());
+    }
+}
