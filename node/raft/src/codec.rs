@@ -195,7 +195,6 @@ pub(crate) fn check_config(config: &Config) -> std::result::Result<(), &'static 
 }
 
 /// Whether an address record fits the limits of this module; else (bytes, limit) of the first field that does not.
-#[expect(dead_code, reason = "the membership rules use it next")]
 pub(crate) fn check_info(info: &MemberInfo) -> std::result::Result<(), (usize, usize)> {
     if info.name.len() > MEMBER_NAME_BYTES_MAX {
         return Err((info.name.len(), MEMBER_NAME_BYTES_MAX));

@@ -5,7 +5,13 @@
 //! - `Effect::Write`s go to the log in order; when all writes up to a number are durable the shell feeds `Input::Written`;
 //! - `Effect::Send` with `after: Some(seq)` leaves this process only once write `seq` is durable (this is the only
 //!   place where persist-before-promise is stated); `after: None` may leave at once;
-//! - `Effect::Commit` entries may be applied at once; the shell feeds `Input::Applied` as the machine passes them.
+//! - `Effect::Commit` entries may be applied at once; the shell feeds `Input::Applied` as the machine passes them. They
+//!   may be ahead of the local disk: the engine persists no further than [`crate::Node::durable_index`];
+//! - right after [`crate::Node::restart`], before anything else, the shell feeds `Input::Persisted` with the engine's own
+//!   position if it is beyond the snapshot mark; `Effect::Commit` then starts behind it;
+//! - messages that have arrived are fed before a `Tick` of the same instant;
+//! - a snapshot: `SnapshotReady` → `Effect::Install` → (engine swaps durably) → `Installed` → `Write(SnapshotMark)`. A
+//!   crash before the mark finds an engine beyond the log, which the shell takes as the mark before it restarts the core.
 
 use bytes::Bytes;
 
@@ -104,8 +110,9 @@ pub enum Change {
     Demote {
         id: MemberId,
     },
-    /// Removes a voter or learner. Refused for the current leader unless it is the only voter left to serve… the caller
-    /// transfers first; a leader that must remove itself transfers, else steps down on commit.
+    /// Removes a voter or learner. A leader that is to go itself starts a transfer first and refuses with
+    /// `Refusal::Transferring` (ask the new leader); without anybody to transfer to it appends the change and steps down
+    /// once that is committed. The same holds for `Demote` and for `Swap` of the leader.
     Remove {
         id: MemberId,
     },
@@ -134,6 +141,10 @@ pub enum Refusal {
     Overloaded {
         uncommitted_bytes: usize,
         limit_bytes: usize,
+    },
+    /// As many reads wait for an index as may.
+    TooManyReads {
+        limit: usize,
     },
     TooLarge {
         bytes: usize,
@@ -234,7 +245,7 @@ pub enum Effect {
         to: MemberId,
         term: Term,
     },
-    /// Swap the engine to the staged snapshot; answer with `Input::Installed`. A `Write(SnapshotMark)` accompanies it.
+    /// Swap the engine to the staged snapshot and answer with `Input::Installed`; the `Write(SnapshotMark)` follows that.
     Install {
         meta: SnapMeta,
     },

@@ -72,15 +72,21 @@ pub struct Entry {
 impl Entry {
     /// Bytes this entry counts for in budgets: payload plus a fixed overhead.
     pub fn size_bytes(&self) -> usize {
-        const OVERHEAD_BYTES: usize = 32;
-        OVERHEAD_BYTES
-            + match &self.payload {
-                Payload::Noop => 0,
-                Payload::Data(data) => data.len(),
-                Payload::Config(config) => config.size_bytes(),
-            }
+        match &self.payload {
+            Payload::Noop => ENTRY_OVERHEAD_BYTES,
+            Payload::Data(data) => Entry::data_size_bytes(data),
+            Payload::Config(config) => ENTRY_OVERHEAD_BYTES + config.size_bytes(),
+        }
+    }
+
+    /// What an entry with this command counts for.
+    pub fn data_size_bytes(data: &Bytes) -> usize {
+        ENTRY_OVERHEAD_BYTES + data.len()
     }
 }
+
+/// Term, index, kind and length, rounded up.
+const ENTRY_OVERHEAD_BYTES: usize = 32;
 
 /// How a member is reached, as written into the configuration. The core carries it and never looks inside.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]

@@ -127,7 +127,7 @@ proptest! {
     fn a_flipped_bit_never_panics_and_what_is_accepted_has_one_spelling(value in msg(), at in any::<prop::sample::Index>(), bit in 0..8) {
         let mut bytes = bytes_of(|buf| wire::encode(&value, buf)).to_vec();
         let at = at.index(bytes.len());
-        bytes[at] ^= 1 << bit;
+        bytes[at] ^= 1_u8 << bit;
         one_spelling(Bytes::from(bytes))?;
     }
 

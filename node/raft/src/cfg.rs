@@ -1,0 +1,124 @@
+//! What a member is told once at start. Bounds are checked by [`Cfg::validate`], not trusted.
+
+use crate::types::MemberId;
+
+/// Timeouts and budgets of one member. Times are microseconds, sizes bytes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Cfg {
+    pub id: MemberId,
+    /// Election timeout, drawn anew from (min, max) each time. Its lower bound is "ET" in every rule.
+    pub election_us: (u64, u64),
+    /// How long after its own start this member refuses votes: the larger of the old and the new ET, because a
+    /// restart forgets the leader contact that others rely on.
+    pub start_refusal_us: u64,
+    pub heartbeat_us: u64,
+    /// Carried for the shell, which turns a flush older than this into `Input::DiskStalled`.
+    pub stall_us: u64,
+    /// Entries of one append add up to at most this (one entry always fits).
+    pub max_append_bytes: usize,
+    /// Entries sent to one peer and not yet durable there.
+    pub inflight_bytes_max: usize,
+    /// Entries appended by this leader and not committed yet; proposals above are refused.
+    pub uncommitted_bytes_max: usize,
+    /// Entries committed and not applied yet; proposals above are refused.
+    pub unapplied_bytes_max: usize,
+    /// One command.
+    pub entry_bytes_max: usize,
+    /// Proposals held while leadership moves; more are refused.
+    pub held_bytes_max: usize,
+    /// Reads waiting for an index; more are refused.
+    pub reads_waiting_max: usize,
+    /// Tail of the log kept behind the engine's persisted index, so that a slow follower needs no snapshot.
+    pub keep_entries: u64,
+    pub keep_bytes: usize,
+    /// While a snapshot travels the entries behind it are kept too, up to this.
+    pub hold_bytes_max: usize,
+    /// A voter further behind than this does not count as live when a change is weighed.
+    pub live_lag_max: u64,
+    /// A broken replication connection lets a follower ask for votes early.
+    pub hint_on_disconnect: bool,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<crate::mutant::Mutant>,
+}
+
+impl Cfg {
+    /// Defaults for members in one region: election timeout 150 to 300 ms, heartbeat 50 ms.
+    pub fn lan(id: MemberId) -> Cfg {
+        Cfg {
+            id,
+            election_us: (150_000, 300_000),
+            start_refusal_us: 150_000,
+            heartbeat_us: 50_000,
+            stall_us: 500_000,
+            max_append_bytes: 1 << 20,
+            inflight_bytes_max: 16 << 20,
+            uncommitted_bytes_max: 64 << 20,
+            unapplied_bytes_max: 64 << 20,
+            entry_bytes_max: 2 << 20,
+            held_bytes_max: 16 << 20,
+            reads_waiting_max: 65_536,
+            keep_entries: 10_000,
+            keep_bytes: 64 << 20,
+            hold_bytes_max: 512 << 20,
+            live_lag_max: 10_000,
+            hint_on_disconnect: true,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
+    }
+
+    /// Defaults for members far apart: election timeout 1 to 2 s, heartbeat 100 ms.
+    pub fn wan(id: MemberId) -> Cfg {
+        Cfg {
+            election_us: (1_000_000, 2_000_000),
+            start_refusal_us: 1_000_000,
+            heartbeat_us: 100_000,
+            stall_us: 1_000_000,
+            ..Cfg::lan(id)
+        }
+    }
+
+    /// Checks what the core relies on.
+    ///
+    /// # Errors
+    /// The sentence names the setting and the remedy.
+    pub fn validate(&self) -> Result<(), String> {
+        let (min, max) = self.election_us;
+        if self.id.0 == 0 {
+            return Err("id is 0, which means nobody; give the member an id".into());
+        }
+        if self.heartbeat_us == 0 || min < self.heartbeat_us.saturating_mul(3) {
+            return Err(format!(
+                "election timeout of {min} us is below 3 heartbeats of {} us; raise it or lower the heartbeat",
+                self.heartbeat_us
+            ));
+        }
+        if max <= min {
+            return Err(format!(
+                "election timeouts from {min} to {max} us leave no room for chance; raise the upper one"
+            ));
+        }
+        if self.start_refusal_us < min {
+            return Err(format!(
+                "start refusal of {} us is below the election timeout of {min} us",
+                self.start_refusal_us
+            ));
+        }
+        if self.entry_bytes_max > crate::codec::ENTRY_DATA_BYTES_MAX {
+            return Err(format!(
+                "entry limit of {} bytes is above the {} that can be sent; lower it",
+                self.entry_bytes_max,
+                crate::codec::ENTRY_DATA_BYTES_MAX
+            ));
+        }
+        if self.max_append_bytes == 0 || self.inflight_bytes_max == 0 {
+            return Err("a replication window of 0 bytes sends nothing; raise it".into());
+        }
+        Ok(())
+    }
+
+    /// ET: the lower bound of the election timeout.
+    pub(crate) fn et_us(&self) -> u64 {
+        self.election_us.0
+    }
+}

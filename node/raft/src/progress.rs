@@ -1,0 +1,166 @@
+//! What a leader knows of one other member, and how it feeds it.
+//!
+//! Pure bookkeeping: decides what may be sent next, sends nothing. `matched` counts for commit, everything else is a
+//! guess that a lost message or a restart may prove wrong.
+
+use std::collections::VecDeque;
+
+use crate::types::{Index, Time};
+
+/// How entries are sent to this member.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Feed {
+    /// One append at a time until one matches. `sent`: the last index of the one under way.
+    Probe { sent: Option<Index> },
+    /// Appends follow each other within the window.
+    Pipeline,
+    /// It is behind the kept log; a snapshot travels. `floor`: entries above stay in the log for it.
+    Snapshot { floor: Index },
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Progress {
+    /// Durable there and equal to this leader's log.
+    pub(crate) matched: Index,
+    /// The next entry to send.
+    pub(crate) next: Index,
+    pub(crate) feed: Feed,
+    /// Appends not durable there yet: (last index, bytes).
+    inflight: VecDeque<(Index, usize)>,
+    inflight_bytes: usize,
+    /// A heartbeat round sent behind entries up to this index: its answer must have received them, else they were lost.
+    mark: Option<(u64, Index)>,
+    /// Highest heartbeat round answered, when that round was sent, and when the answer came.
+    pub(crate) acked_round: u64,
+    pub(crate) acked_sent: Option<Time>,
+    pub(crate) last_ack: Option<Time>,
+    /// Commit index it has been told.
+    pub(crate) commit_told: Index,
+}
+
+impl Progress {
+    pub(crate) fn new(next: Index) -> Progress {
+        Progress {
+            matched: 0,
+            next,
+            feed: Feed::Probe { sent: None },
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+            mark: None,
+            acked_round: 0,
+            acked_sent: None,
+            last_ack: None,
+            commit_told: 0,
+        }
+    }
+
+    /// An append may be sent now.
+    pub(crate) fn is_ready(&self, inflight_bytes_max: usize) -> bool {
+        match self.feed {
+            Feed::Probe { sent } => sent.is_none(),
+            Feed::Pipeline => self.inflight_bytes < inflight_bytes_max,
+            Feed::Snapshot { .. } => false,
+        }
+    }
+
+    /// An append with entries up to `last` (or none, then `last` is `next - 1`) left.
+    pub(crate) fn sent(&mut self, last: Index, bytes: usize) {
+        match &mut self.feed {
+            Feed::Probe { sent } => *sent = Some(last),
+            Feed::Pipeline => {
+                if last >= self.next {
+                    self.inflight.push_back((last, bytes));
+                    self.inflight_bytes += bytes;
+                    self.next = last + 1;
+                }
+            }
+            Feed::Snapshot { .. } => unreachable!("no append is sent while a snapshot travels"),
+        }
+    }
+
+    /// A heartbeat of `round` left behind whatever was sent before.
+    pub(crate) fn heartbeat_sent(&mut self, round: u64) {
+        if self.mark.is_none() {
+            let last = match self.feed {
+                Feed::Probe { sent } => sent,
+                Feed::Pipeline => Some(self.next - 1),
+                Feed::Snapshot { .. } => None,
+            };
+            self.mark = last.map(|last| (round, last));
+        }
+    }
+
+    /// An answer to `round` said that entries up to `received` match. Returns whether something sent before that round
+    /// was lost.
+    pub(crate) fn is_lost(&mut self, round: u64, received: Index) -> bool {
+        match self.mark {
+            Some((marked, last)) if round >= marked => {
+                self.mark = None;
+                received < last
+            }
+            _ => false,
+        }
+    }
+
+    /// The log up to `index` is durable there. Returns whether that was news.
+    pub(crate) fn note_matched(&mut self, index: Index) -> bool {
+        while let Some((_, bytes)) = self.inflight.front().copied().filter(|(last, _)| *last <= index) {
+            self.inflight_bytes -= bytes;
+            self.inflight.pop_front();
+        }
+        self.note_received(index);
+        let is_news = index > self.matched;
+        self.matched = self.matched.max(index);
+        is_news
+    }
+
+    /// The log up to `index` equals this leader's there, durable or not: from here on appends may follow each other.
+    pub(crate) fn note_received(&mut self, index: Index) {
+        match self.feed {
+            Feed::Probe { .. } if index + 1 >= self.next => {
+                self.next = index + 1;
+                self.pipeline();
+            }
+            Feed::Snapshot { floor } if index >= floor => {
+                self.next = index + 1;
+                self.pipeline();
+            }
+            Feed::Probe { .. } | Feed::Snapshot { .. } => {}
+            Feed::Pipeline => self.next = self.next.max(index + 1),
+        }
+    }
+
+    fn pipeline(&mut self) {
+        self.feed = Feed::Pipeline;
+        self.forget_inflight();
+    }
+
+    /// Starts over from `next`.
+    pub(crate) fn probe(&mut self, next: Index) {
+        self.feed = Feed::Probe { sent: None };
+        self.next = next;
+        self.forget_inflight();
+    }
+
+    #[cfg(feature = "mutants")]
+    pub(crate) fn probe_keeping_window(&mut self, next: Index) {
+        self.next = next;
+        self.mark = None;
+    }
+
+    pub(crate) fn snapshot(&mut self, floor: Index) {
+        self.feed = Feed::Snapshot { floor };
+        self.forget_inflight();
+    }
+
+    fn forget_inflight(&mut self) {
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+        self.mark = None;
+    }
+
+    /// Heard from within `et_us` before `now`.
+    pub(crate) fn is_active(&self, now: Time, et_us: u64) -> bool {
+        self.last_ack.is_some_and(|ack| now.since(ack) <= et_us)
+    }
+}
