@@ -48,6 +48,11 @@ pub enum LogError {
         "meta slot {slot} is unreadable and the log's tail was cut: the last vote may be lost; replace this member under a new id"
     )]
     LostVote { slot: usize },
+    /// The engine lost what the log was cut for.
+    #[error(
+        "the engine stands at {engine}, the log begins behind {mark}: entries between are gone here; replace this member under a new id"
+    )]
+    EngineBehind { engine: u64, mark: u64 },
     /// The caller broke the order of writes.
     #[error("write {seq} is out of order: {what}")]
     OutOfOrder { seq: u64, what: String },
@@ -66,6 +71,7 @@ impl LogError {
             | LogError::Io { .. }
             | LogError::Corrupt { .. }
             | LogError::LostVote { .. }
+            | LogError::EngineBehind { .. }
             | LogError::OutOfOrder { .. }
             | LogError::Stopped => Verdict::Halt,
         }

@@ -367,6 +367,39 @@ impl<D: Disk> Log<D> {
         result
     }
 
+    /// Brings log and engine together at start: an engine beyond what the log holds counts as a snapshot mark (a crash
+    /// came between its swap and the mark), and so does one that contradicts the log. `engine` is the engine's durable
+    /// position. Changes `recovered` to what the core is then restarted with; `WriteSeq`s still begin at 1.
+    ///
+    /// # Errors
+    /// `EngineBehind`: the log was cut on the strength of a state the engine no longer has.
+    ///
+    /// # Durability
+    /// A mark this adds is durable on return.
+    pub fn adopt_engine(&mut self, recovered: &mut Recovered, engine: &SnapMeta) -> Result<(), LogError> {
+        if engine.index < self.mark.index {
+            return Err(LogError::EngineBehind { engine: engine.index, mark: self.mark.index });
+        }
+        if self.shape.holds(engine) {
+            return Ok(());
+        }
+        let mut batch = Vec::new();
+        if engine.term > self.hard.term {
+            // The engine swapped before the new term was on disk. No promise of that term can have left.
+            batch.push((WriteSeq(1), Record::HardState(HardState { term: engine.term, vote: None })));
+        }
+        batch.push((WriteSeq(2), Record::SnapshotMark(engine.clone())));
+        self.append(&batch)?;
+        self.last_write = WriteSeq(0);
+        *recovered = Recovered {
+            hard: self.hard,
+            snapshot: engine.clone(),
+            entries: Vec::new(),
+            incarnation: recovered.incarnation,
+        };
+        Ok(())
+    }
+
     /// Checks the order of the records and encodes them behind the header's place. Changes nothing but the buffer.
     fn stage(&mut self, batch: &[(WriteSeq, Record)]) -> Result<Staged, LogError> {
         let mut staged = Staged {

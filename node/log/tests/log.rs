@@ -420,6 +420,28 @@ fn writes_out_of_order_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn an_engine_beyond_the_log_counts_as_a_mark_and_one_behind_it_is_refused() {
+    let disk = FaultyDisk::new(1);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    log.append(&[(WriteSeq(1), hard(2, 1)), (WriteSeq(2), Record::Append(vec![entry(1, 1, 2), entry(2, 2, 2)]))])
+        .expect("appends");
+    drop(log);
+    let (mut log, mut found) = Log::open(disk.clone(), options(2), Some(&ID)).expect("opens");
+    let whole = found.clone();
+    log.adopt_engine(&mut found, &mark(1, 1)).expect("held by the log");
+    assert_eq!(found, whole, "an engine within the log changes nothing");
+    log.adopt_engine(&mut found, &mark(9, 4)).expect("beyond the log");
+    assert_eq!((found.snapshot.index, found.entries.len(), found.hard.term), (9, 0, 4));
+    log.append(&[(WriteSeq(1), Record::Append(vec![entry(4, 10, 2)]))]).expect("goes on behind the engine");
+    drop(log);
+    disk.power_loss(Survival::Nothing);
+    let (mut log, mut again) = Log::open(disk, options(3), Some(&ID)).expect("opens");
+    assert_eq!((again.snapshot.index, again.entries.len(), again.hard.term), (9, 1, 4));
+    let error = log.adopt_engine(&mut again, &mark(5, 2)).expect_err("the engine lost 6 to 9");
+    assert!(matches!(error, LogError::EngineBehind { engine: 5, mark: 9 }), "{error}");
+}
+
+#[test]
 fn garbage_never_panics_a_decoder() {
     let mut rng = SplitMix::new(11);
     let header = SegmentHeader { identity: ID, segment_id: 1, salt: 2, first_seq: 1, chain: 0 };
