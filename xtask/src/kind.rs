@@ -155,7 +155,10 @@ impl Cluster {
     /// Loads an image of the engine onto every node.
     pub fn load_image(&self, image: &str) -> Result<()> {
         step("kind", &format!("loading {image} onto the nodes"), || {
-            self.kind("loading an image").args(["load", "docker-image", "--name", NAME, image]).limit(LOAD_LIMIT_SECONDS).run()
+            self.kind("loading an image")
+                .args(["load", "docker-image", "--name", NAME, image])
+                .limit(LOAD_LIMIT_SECONDS)
+                .run()
         })
     }
 
@@ -193,7 +196,8 @@ impl Cluster {
                 .run()
         })?;
         if image.local {
-            let apply = self.kubectl("configuring CoreDNS").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
+            let apply =
+                self.kubectl("configuring CoreDNS").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
             apply.input(rig_file("coredns.yaml")?).run()?;
             let restart = ["-n", "kube-system", "rollout", "restart", "deployment/coredns"];
             self.kubectl("restarting CoreDNS").args(restart).run()?;
@@ -217,7 +221,10 @@ impl Cluster {
             for node in NODES {
                 self.docker("resuming a node").args(["unpause", node]).end()?;
             }
-            self.kind("kind delete cluster").args(["delete", "cluster", "--name", NAME]).limit(DELETE_LIMIT_SECONDS).run()
+            self.kind("kind delete cluster")
+                .args(["delete", "cluster", "--name", NAME])
+                .limit(DELETE_LIMIT_SECONDS)
+                .run()
         })?;
         if identity_file().exists() {
             fs::remove_file(identity_file()).context("cannot remove the cluster's identity file")?;
@@ -237,14 +244,19 @@ impl Cluster {
         self.clear_check()?;
         let manifest = rig_file("check.yaml")?.replace("@BUSYBOX@", BUSYBOX);
         self.kubectl("creating the check's pods").args(["apply", "-f", "-"]).input(manifest).run()?;
-        let wait = ["-n", "quorate-check", "wait", "pod/client", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=150s"];
-        self.kubectl("waiting for the check's client to reach its server").args(wait).limit(160).run().inspect_err(|_| {
-            for what in [&["get", "pods,pvc,events", "-o", "wide"][..], &["describe", "pods"], &["logs", "client"]] {
-                let shown = self.kubectl("showing the check").args(["-n", "quorate-check"]).args(what).output();
-                eprintln!("--- kubectl {}\n{}", what.join(" "), shown.unwrap_or_else(|error| format!("{error:#}")));
-            }
-        })?;
-        let said = self.kubectl("reading the check's answer").args(["-n", "quorate-check", "logs", "client"]).output()?;
+        let wait =
+            ["-n", "quorate-check", "wait", "pod/client", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=150s"];
+        self.kubectl("waiting for the check's client to reach its server").args(wait).limit(160).run().inspect_err(
+            |_| {
+                for what in [&["get", "pods,pvc,events", "-o", "wide"][..], &["describe", "pods"], &["logs", "client"]]
+                {
+                    let shown = self.kubectl("showing the check").args(["-n", "quorate-check"]).args(what).output();
+                    eprintln!("--- kubectl {}\n{}", what.join(" "), shown.unwrap_or_else(|error| format!("{error:#}")));
+                }
+            },
+        )?;
+        let said =
+            self.kubectl("reading the check's answer").args(["-n", "quorate-check", "logs", "client"]).output()?;
         if said.trim() != "written to the volume" {
             bail!("the check's client got {said:?} instead of what the server has on its volume");
         }
@@ -266,7 +278,7 @@ impl Cluster {
             if let Ok(log) = log {
                 eprintln!("--- log of {node}\n{}{}", log.stdout, log.stderr);
             }
-            let units = ["journalctl", "--no-pager", "-n", "25", "-u", "kubelet", "-u", "containerd", "-u", "quorate-images"];
+            let units = ["journalctl", "--no-pager", "-n", "25", "-u", "kubelet"];
             if let Ok(log) = self.docker("journal").args(["exec", node]).args(units).end() {
                 eprintln!("--- journal of {node}\n{}{}", log.stdout, log.stderr);
             }
@@ -321,7 +333,7 @@ pub fn build_driver_image(driver: &Path, etcdctl: &Path, image: &str) -> Result<
         copy(driver, &tree.join("quorate-e2e"))?;
         copy(etcdctl, &tree.join("etcdctl"))?;
         let changes = ["ENV PATH=/", "USER 65532:65532", r#"ENTRYPOINT ["/quorate-e2e"]"#].map(str::to_owned);
-        engine.import(image, &[&tree], &changes)?;
+        engine.import(image, &tree, &changes)?;
         fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))
     })
 }

@@ -56,7 +56,12 @@ const KUBECTL: Program = program("kubectl", "kubernetes", "k8s.io/kubernetes/cmd
 /// What a node image needs beside kubectl.
 const KUBERNETES: [Program; 6] = [
     program("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", KUBERNETES_MODULE),
-    program("kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", KUBERNETES_MODULE),
+    program(
+        "kube-controller-manager",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        KUBERNETES_MODULE,
+    ),
     program("kube-scheduler", "kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler", KUBERNETES_MODULE),
     program("kube-proxy", "kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", KUBERNETES_MODULE),
     program("kubeadm", "kubernetes", "k8s.io/kubernetes/cmd/kubeadm", KUBERNETES_MODULE),
@@ -164,7 +169,9 @@ impl Program {
             // Without them kubeadm and the API report v0.0.0, and kubeadm refuses its own configuration.
             let (major, minor) = major_minor(&version)?;
             let package = "k8s.io/component-base/version";
-            flags += &format!(" -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}");
+            flags += &format!(
+                " -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+            );
         }
         if self.name == HELM.name {
             flags += &format!(" -X helm.sh/helm/v4/internal/version.version={version}");
@@ -253,8 +260,11 @@ pub fn as_root(program: &str, purpose: impl Into<String>) -> Run {
 
 /// Installs the Debian packages of those programs that are missing.
 pub fn apt(wanted: &[(&str, &str)]) -> Result<()> {
-    let packages: Vec<&str> =
-        wanted.iter().filter(|(program, _)| found(program).is_none()).flat_map(|(_, packages)| packages.split(" ")).collect();
+    let packages: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| found(program).is_none())
+        .flat_map(|(_, packages)| packages.split(" "))
+        .collect();
     if packages.is_empty() {
         return Ok(());
     }

@@ -77,23 +77,18 @@ impl Engine {
         inspect.end().is_ok_and(|ended| ended.success())
     }
 
-    /// Makes an image of the files below `trees`, later trees laid over earlier ones.
-    pub fn import(&self, image: &str, trees: &[&Path], changes: &[String]) -> Result<()> {
+    /// Makes an image of the files below a directory.
+    pub fn import(&self, image: &str, tree: &Path, changes: &[String]) -> Result<()> {
         // tar reads as root what only root may read; the engine takes the stream from whoever may use it.
         let sudo = if is_root() { "" } else { "sudo -n " };
-        let script = format!("set -o pipefail; {sudo}tar --create --numeric-owner \"$@\" | docker import $CHANGES - \"$IMAGE\"");
-        let tree_args = trees.iter().flat_map(|tree| ["-C".to_owned(), tree.display().to_string(), ".".to_owned()]);
-        let mut flags = Vec::new();
-        for change in changes {
-            flags.push(format!("--change={change}"));
-        }
-        let script = script.replace("$CHANGES", &flags.iter().map(|flag| quoted(flag)).collect::<Vec<_>>().join(" "));
-        self.environment(Run::new("bash", format!("making the image {image}")))
-            .args(["-c", &script, "bash"])
-            .args(tree_args)
-            .env("IMAGE", image)
-            .limit(300)
-            .run()
+        let flags: Vec<String> = changes.iter().map(|change| quoted(&format!("--change={change}"))).collect();
+        let script = format!(
+            "set -o pipefail; {sudo}tar --create --numeric-owner -C {} . | docker import {} - {}",
+            quoted(&tree.display().to_string()),
+            flags.join(" "),
+            quoted(image)
+        );
+        self.environment(Run::new("bash", format!("making the image {image}"))).args(["-c", &script]).limit(300).run()
     }
 }
 

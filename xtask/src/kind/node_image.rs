@@ -15,8 +15,7 @@ use crate::tools::run::{Run, step};
 use crate::tools::{self, apt, as_root, content_hash, write};
 
 /// What kind 0.32 runs nodes from if nothing else is said.
-const PUBLISHED: &str =
-    "kindest/node:v1.36.1@sha256:3489c7674813ba5d8b1a9977baea8a6e553784dab7b84759d1014dbd78f7ebd5";
+const PUBLISHED: &str = "kindest/node:v1.36.1@sha256:3489c7674813ba5d8b1a9977baea8a6e553784dab7b84759d1014dbd78f7ebd5";
 /// Whether a registry can be reached is known by then or not worth waiting for.
 const PROBE_LIMIT_SECONDS: u64 = 8;
 const PULL_LIMIT_SECONDS: u64 = 15 * 60;
@@ -74,7 +73,8 @@ pub fn ensure(engine: &Engine) -> Result<NodeImage> {
     if engine.has_image(PUBLISHED) {
         return published(engine);
     }
-    let probe = engine.docker("asking the registry").args(["manifest", "inspect", PUBLISHED]).limit(PROBE_LIMIT_SECONDS);
+    let probe =
+        engine.docker("asking the registry").args(["manifest", "inspect", PUBLISHED]).limit(PROBE_LIMIT_SECONDS);
     if probe.end().is_ok_and(|ended| ended.success()) {
         return published(engine);
     }
@@ -102,7 +102,8 @@ fn local(engine: &Engine) -> Result<NodeImage> {
 /// Named by everything it is made of, so that a change makes a new one.
 fn local_name() -> Result<String> {
     let version = tools::kubernetes_version()?;
-    let mut inputs: Vec<Vec<u8>> = vec![PACKAGES.into(), MASKED_UNITS.join(" ").into(), BUSYBOX.into(), LOCAL_PATH.into()];
+    // This file is the recipe: packages, masked units, names and what goes where.
+    let mut inputs: Vec<Vec<u8>> = vec![include_str!("node_image.rs").into()];
     for folder in ["node", "go/kubernetes", "go/etcd", "go/coredns", "go/local-path"] {
         for path in files_below(&rig().join(folder))? {
             inputs.push(path.strip_prefix(rig()).unwrap_or(&path).display().to_string().into());
@@ -151,16 +152,24 @@ fn build(engine: &Engine, name: &str) -> Result<()> {
     step("kind", "building the images of the control plane", || pod_images(engine, &bin, &rootfs, &overlay))?;
     step("kind", &format!("building the node image {name}"), || {
         lay_overlay(&bin, &overlay)?;
+        // Both together in a third tree; links instead of copies keep that cheap.
+        let merged = build_dir().join("node");
+        let run = |program: &str, args: &[&str], paths: &[&Path]| {
+            as_root(program, "laying the node's files together").args(args).args(paths).limit(120).run()
+        };
+        run("rm", &["-rf"], &[&merged])?;
+        run("cp", &["-al"], &[&rootfs, &merged])?;
+        run("cp", &["-a", "--no-preserve=ownership", "--remove-destination", "-T"], &[&overlay, &merged])?;
         engine.import(
             name,
-            &[&rootfs, &overlay],
+            &merged,
             &[
                 ON_PATH.to_owned(),
                 "ENV container=docker".to_owned(),
-                "STOPSIGNAL SIGRTMIN+3".to_owned(),
                 r#"ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]"#.to_owned(),
             ],
-        )
+        )?;
+        run("rm", &["-rf"], &[&merged])
     })?;
     fs::remove_dir_all(&overlay).with_context(|| format!("cannot remove {}", overlay.display()))
 }
@@ -221,7 +230,7 @@ pub fn busybox(engine: &Engine) -> Result<()> {
             link("busybox", &tree.join("bin").join(applet))?;
         }
         make_tmp(&tree)?;
-        engine.import(BUSYBOX, &[&tree], &["ENV PATH=/bin".to_owned(), r#"CMD ["/bin/sh"]"#.to_owned()])?;
+        engine.import(BUSYBOX, &tree, &["ENV PATH=/bin".to_owned(), r#"CMD ["/bin/sh"]"#.to_owned()])?;
         fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))
     })
 }
@@ -259,12 +268,19 @@ fn pod_images(engine: &Engine, bin: &Path, rootfs: &Path, overlay: &Path) -> Res
 /// Names of the images that this version's kubeadm puts into its manifests.
 fn kubeadm_images(bin: &Path) -> Result<Vec<String>> {
     let version = format!("--kubernetes-version={}", tools::kubernetes_version()?);
-    let list = Run::new(bin.join("kubeadm"), "asking kubeadm for its images").args(["config", "images", "list", &version]);
+    let list =
+        Run::new(bin.join("kubeadm"), "asking kubeadm for its images").args(["config", "images", "list", &version]);
     Ok(list.output()?.lines().map(str::to_owned).collect())
 }
 
 /// An image of one static program; with `nft_from`, also of nft and its libraries, which kube-proxy runs.
-fn program_image(engine: &Engine, image: &str, program: &Path, args: &[&str], nft_from: Option<&Path>) -> Result<String> {
+fn program_image(
+    engine: &Engine,
+    image: &str,
+    program: &Path,
+    args: &[&str],
+    nft_from: Option<&Path>,
+) -> Result<String> {
     let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?;
     let tree = build_dir().join("tree");
     fresh_dir(&tree)?;
@@ -273,15 +289,18 @@ fn program_image(engine: &Engine, image: &str, program: &Path, args: &[&str], nf
     if let Some(rootfs) = nft_from {
         copy_dynamic(rootfs, "/usr/sbin/nft", &tree)?;
     }
-    let words: Vec<String> = std::iter::once(format!("\"/usr/local/bin/{name}\"")).chain(args.iter().map(|arg| format!("\"{arg}\""))).collect();
-    engine.import(image, &[&tree], &[ON_PATH.to_owned(), format!("ENTRYPOINT [{}]", words.join(","))])?;
+    let words: Vec<String> = std::iter::once(format!("\"/usr/local/bin/{name}\""))
+        .chain(args.iter().map(|arg| format!("\"{arg}\"")))
+        .collect();
+    engine.import(image, &tree, &[ON_PATH.to_owned(), format!("ENTRYPOINT [{}]", words.join(","))])?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     Ok(image.to_owned())
 }
 
 /// Copies a dynamically linked program and its libraries out of a root file system.
 fn copy_dynamic(rootfs: &Path, program: &str, tree: &Path) -> Result<()> {
-    let libraries = as_root("chroot", format!("asking for the libraries of {program}")).arg(rootfs).args(["ldd", program]);
+    let libraries =
+        as_root("chroot", format!("asking for the libraries of {program}")).arg(rootfs).args(["ldd", program]);
     let libraries = libraries.output()?;
     let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
     for path in paths.chain([program]) {
@@ -314,7 +333,13 @@ fn lay_overlay(bin: &Path, overlay: &Path) -> Result<()> {
     }
     fs::create_dir_all(overlay.join("opt/cni")).context("cannot make the overlay's CNI directory")?;
     link("/usr/lib/cni", &overlay.join("opt/cni/bin"))?;
-    let pause = kubeadm_images(bin)?.into_iter().find(|image| image.contains("/pause:")).context("kubeadm names no pause image")?;
+    // On workers nothing makes it, and kubelet complains about that every second.
+    fs::create_dir_all(overlay.join("etc/kubernetes/manifests"))
+        .context("cannot make the overlay's manifest directory")?;
+    let pause = kubeadm_images(bin)?
+        .into_iter()
+        .find(|image| image.contains("/pause:"))
+        .context("kubeadm names no pause image")?;
     let fill = |from: &str, to: &str| -> Result<()> {
         let path = source.join(from);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

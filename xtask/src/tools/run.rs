@@ -87,8 +87,10 @@ impl Run {
         let program = self.command.get_program().to_string_lossy().into_owned();
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
-        let mut child =
-            self.command.spawn().with_context(|| format!("cannot start `{program}` ({}): is it installed?", self.purpose))?;
+        let mut child = self
+            .command
+            .spawn()
+            .with_context(|| format!("cannot start `{program}` ({}): is it installed?", self.purpose))?;
         if let (Some(input), Some(mut pipe)) = (self.input.take(), child.stdin.take()) {
             // A program that ends before it read everything closes the pipe; its exit status tells then.
             thread::spawn(move || pipe.write_all(&input));
@@ -107,7 +109,9 @@ impl Run {
         match ended.status {
             Some(status) if status.success() => Ok(ended.stdout),
             Some(status) => bail!("{purpose}: {status}\n{}", last_lines(&ended.stdout, &ended.stderr)),
-            None => bail!("{purpose}: no end after {} s\n{}", limit.as_secs(), last_lines(&ended.stdout, &ended.stderr)),
+            None => {
+                bail!("{purpose}: no end after {} s\n{}", limit.as_secs(), last_lines(&ended.stdout, &ended.stderr))
+            }
         }
     }
 
@@ -175,7 +179,7 @@ pub fn step<T>(area: &str, what: &str, body: impl FnOnce() -> Result<T>) -> Resu
     let started = Instant::now();
     eprint!("[{area}] {what} … ");
     let result = body();
-    let end = if result.is_ok() { "" } else { " FAILED after" };
+    let end = if result.is_ok() { "" } else { "FAILED after " };
     eprintln!("{end}{:.1} s", started.elapsed().as_secs_f64());
     result
 }
@@ -208,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_failure_shows_the_last_lines_of_both_streams() {
-        let error = Run::new("sh", "failing").args(["-c", "echo out; echo err >&2; exit 3"]).output().unwrap_err().to_string();
+        let error =
+            Run::new("sh", "failing").args(["-c", "echo out; echo err >&2; exit 3"]).output().unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("out") && error.contains("err"), "{error}");
     }
 
