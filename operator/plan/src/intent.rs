@@ -25,6 +25,8 @@ pub enum Intent {
 pub struct DeletionPolicy {
     pub identity: Identity,
     pub volumes: Keep,
+    /// When the deletion was asked for, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,8 +105,13 @@ impl Intent {
             generation: meta.generation.unwrap_or_default(),
             incarnation: names::FIRST_INCARNATION,
         };
-        if meta.deletion_timestamp.is_some() {
-            return Intent::Delete(DeletionPolicy { identity, volumes: cluster.spec.storage.on_cluster_delete });
+        if let Some(since) = &meta.deletion_timestamp {
+            let since_ms = u64::try_from(since.0.as_millisecond()).unwrap_or_default();
+            return Intent::Delete(DeletionPolicy {
+                identity,
+                volumes: cluster.spec.storage.on_cluster_delete,
+                since_ms,
+            });
         }
         validate(identity, &cluster.spec).map_or_else(Intent::Refused, Intent::Run)
     }

@@ -9,16 +9,27 @@
 //! now, seed ────────────┘
 //! ```
 
+mod bootstrap;
+mod delete;
 pub mod intent;
+mod membership;
+pub mod mutants;
 pub mod observation;
+mod outline;
+mod planner;
 pub mod report;
+mod roll;
 pub mod step;
+pub mod view;
 
+pub use delete::STOP_WAIT_MS;
 pub use intent::{DeletionPolicy, Identity, Intent, RefusedSpec, StorageIntent, TimingIntent, ValidatedCluster};
+pub use membership::LEARNER_DEADLINE_MS;
 pub use observation::{
     ClusterId, ConfigAt, ConfigMember, Deletion, MemberId, MemberRecord, MemberWord, Observation, Pod, PodPhase,
     Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role, Running, SharedObjects, StartAs, Termination,
     Volume,
 };
+pub use planner::{budget_floor, plan};
 pub use report::{Blocked, Decision, Operation, Plan, PlannedStep, Report, Waiting};
 pub use step::{Eviction, RecordFor, RecordRef, Step, VolumeRef};

@@ -40,7 +40,8 @@ impl fmt::Display for ConfigAt {
     }
 }
 
-/// One reading of everything, taken in one pass.
+/// One reading of everything, taken in one pass: objects first, members' words after them, so that a word is never older than
+/// the record it is joined with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observation {
     /// What could not be read this time ("member records: timeout"). Not empty: nothing is decided from absences.
@@ -140,8 +141,6 @@ pub enum RetireReason {
     Abandoned,
     /// Its volume or identity is gone for good.
     Lost,
-    /// It was silent longer than the deadline of silence.
-    Silent,
     /// Somebody deleted its record.
     RecordDeleted,
     /// Somebody removed it from the configuration by hand.
@@ -149,11 +148,10 @@ pub enum RetireReason {
 }
 
 impl RetireReason {
-    pub const ALL: [RetireReason; 6] = [
+    pub const ALL: [RetireReason; 5] = [
         RetireReason::ScaleIn,
         RetireReason::Abandoned,
         RetireReason::Lost,
-        RetireReason::Silent,
         RetireReason::RecordDeleted,
         RetireReason::RemovedByHand,
     ];
@@ -164,7 +162,6 @@ impl RetireReason {
             RetireReason::ScaleIn => "ScaleIn",
             RetireReason::Abandoned => "Abandoned",
             RetireReason::Lost => "Lost",
-            RetireReason::Silent => "Silent",
             RetireReason::RecordDeleted => "RecordDeleted",
             RetireReason::RemovedByHand => "RemovedByHand",
         }

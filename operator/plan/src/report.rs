@@ -111,8 +111,6 @@ pub enum Waiting {
     VolumeDeleting { member: String },
     /// The record is not gone yet.
     RecordDeleting { member: String },
-    /// A member is silent, and not yet for long enough to be replaced.
-    MemberSilent { member: String, silent_ms: u64, limit_ms: u64 },
 }
 
 impl Waiting {
@@ -131,7 +129,6 @@ impl Waiting {
             Waiting::PodStopping { .. } => "PodStopping",
             Waiting::VolumeDeleting { .. } => "VolumeDeleting",
             Waiting::RecordDeleting { .. } => "RecordDeleting",
-            Waiting::MemberSilent { .. } => "MemberSilent",
         }
     }
 
@@ -143,7 +140,6 @@ impl Waiting {
             Waiting::QuorumAtRisk { caught_up_after, quorum_after, .. } => {
                 Some((*caught_up_after as u64, *quorum_after as u64))
             }
-            Waiting::MemberSilent { silent_ms, limit_ms, .. } => Some((*silent_ms, *limit_ms)),
             Waiting::NoLeader { answering, voters } => Some((*answering as u64, *voters as u64)),
             Waiting::ObservationIncomplete { .. }
             | Waiting::ChangeInFlight
@@ -181,9 +177,6 @@ impl fmt::Display for Waiting {
             Waiting::PodStopping { member } => write!(f, "the pod of {member} has not ended yet"),
             Waiting::VolumeDeleting { member } => write!(f, "the volume of {member} is not gone yet"),
             Waiting::RecordDeleting { member } => write!(f, "the record of {member} is not gone yet"),
-            Waiting::MemberSilent { member, silent_ms, limit_ms } => {
-                write!(f, "{member} is silent for {} s, replaced after {} s", silent_ms / 1_000, limit_ms / 1_000)
-            }
         }
     }
 }
@@ -201,6 +194,8 @@ pub enum Blocked {
     QuorumLost { with_disk: usize, quorum: usize },
     /// Two members of the configuration carry one record's name.
     AmbiguousMember { name: String },
+    /// Somebody else's learner holds the one place for learners.
+    ForeignLearner { id: MemberId },
     /// A new template did not come up; the roll stopped after this member.
     CanaryFailed { member: String, reason: String },
 }
@@ -213,6 +208,7 @@ impl Blocked {
             Blocked::BootstrapRefused { .. } => "BootstrapRefused",
             Blocked::QuorumLost { .. } => "QuorumLost",
             Blocked::AmbiguousMember { .. } => "AmbiguousMember",
+            Blocked::ForeignLearner { .. } => "ForeignLearner",
             Blocked::CanaryFailed { .. } => "CanaryFailed",
         }
     }
@@ -238,6 +234,10 @@ impl fmt::Display for Blocked {
             Blocked::AmbiguousMember { name } => {
                 write!(f, "two members are named {name}. Remove the one that was added by hand")
             }
+            Blocked::ForeignLearner { id } => write!(
+                f,
+                "learner {id} was added by somebody else, and there is one learner at a time. Promote or remove it"
+            ),
             Blocked::CanaryFailed { member, reason } => write!(
                 f,
                 "{member} did not come up on the new template ({reason}); no other member was touched. \

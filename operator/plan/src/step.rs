@@ -45,6 +45,9 @@ pub enum Step {
     CreateMember { name: String, template_hash: String, purpose: RecordFor },
     /// Creates the record's volume, stamped with cluster UID, incarnation and the record's UID.
     CreateVolume { record: RecordRef },
+    /// Stamps an existing volume with the UID of a record that came back. The volume carries the record's name, this cluster's
+    /// UID and incarnation; the node checks the identity on it before it starts.
+    AdoptVolume { record: RecordRef, volume: VolumeRef },
     /// Adds the record's member as a learner. The record's UID is the idempotency key. Sent to `leader`.
     AddLearner { record: RecordRef, leader: MemberId, expect: ConfigAt },
     /// Writes the id which the committed configuration gives to this record's member.
@@ -66,7 +69,7 @@ pub enum Step {
     /// Takes a member out of the configuration.
     RemoveMember { name: String, member_id: MemberId, leader: MemberId, expect: ConfigAt },
     /// One joint change: the learner in, the old voter out.
-    SwapVoter { new: MemberId, old: MemberId, leader: MemberId, expect: ConfigAt, lag_max: u64 },
+    SwapVoter { record: String, new: MemberId, old: MemberId, leader: MemberId, expect: ConfigAt, lag_max: u64 },
     /// Sets `replicas: 0`.
     StopMember { record: RecordRef },
     /// Deletes a pod by UID whose controller no longer stops it.
@@ -97,6 +100,37 @@ pub enum Eviction {
 }
 
 impl Step {
+    /// The record (or leader's id) the step is about, as shown in `status.plan`.
+    pub fn member(&self) -> Option<&str> {
+        match self {
+            Step::CreateMember { name, .. } | Step::RemoveMember { name, .. } => Some(name),
+            Step::CreateVolume { record }
+            | Step::AdoptVolume { record, .. }
+            | Step::AddLearner { record, .. }
+            | Step::RecordMemberId { record, .. }
+            | Step::StartMember { record, .. }
+            | Step::SealSeed { record, .. }
+            | Step::MarkRetiring { record, .. }
+            | Step::StopMember { record }
+            | Step::DeletePod { record, .. }
+            | Step::DropRecord { record }
+            | Step::ApplyTemplate { record, .. }
+            | Step::RestartMember { record, .. } => Some(&record.name),
+            Step::Activate { record, .. } | Step::Promote { record, .. } | Step::SwapVoter { record, .. } => {
+                Some(record)
+            }
+            Step::DeleteVolume { volume } | Step::ReleaseVolume { volume } | Step::GrowVolume { volume, .. } => {
+                Some(&volume.name)
+            }
+            Step::AddFinalizer
+            | Step::ApplyObjects { .. }
+            | Step::SetBudget { .. }
+            | Step::RecordBootstrap { .. }
+            | Step::TransferLeader { .. }
+            | Step::Finish => None,
+        }
+    }
+
     /// The step's name as shown in `status.plan`.
     pub fn name(&self) -> &'static str {
         match self {
@@ -105,6 +139,7 @@ impl Step {
             Step::SetBudget { .. } => "SetBudget",
             Step::CreateMember { .. } => "CreateMember",
             Step::CreateVolume { .. } => "CreateVolume",
+            Step::AdoptVolume { .. } => "AdoptVolume",
             Step::AddLearner { .. } => "AddLearner",
             Step::RecordMemberId { .. } => "RecordMemberId",
             Step::StartMember { .. } => "StartMember",
