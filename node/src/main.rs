@@ -1,1 +1,35 @@
-fn main() {}
+//! `quorate-node`: one member.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use quorate_node::Args;
+use quorate_node::args::LogFormat;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = match EnvFilter::try_new(&args.log_level) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("quorate-node: --log-level {:?}: {error}; give trace, debug, info, warn or error", args.log_level);
+            return ExitCode::FAILURE;
+        }
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    match quorate_node::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            eprintln!("quorate-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

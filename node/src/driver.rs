@@ -1,0 +1,610 @@
+//! The only loop over the core: takes inputs, steps the core, carries out its effects.
+//!
+//! One thread. It never blocks on a disk, a socket or a lock that is held for long: the log thread flushes, the apply
+//! thread applies, connections have their own tasks. `Effect::Send { after }` is obeyed here and nowhere else.
+//!
+//! A proposal whose leadership was lost is in limbo: it may still commit. When an entry of a later term is applied
+//! here, everything of earlier terms that could commit has been applied before it, so what still waits then was
+//! certainly not executed, and is proposed again. Planned moves of leadership thus fail no request.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_raft::Node;
+use quorate_raft::io::{Change, Effect, Event, Input, Outcome, ReadMode, Refusal};
+use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
+use quorate_raft::wire::Msg;
+use quorate_state::View;
+use tokio::sync::oneshot;
+
+use crate::apply::ApplyInput;
+use crate::clock;
+use crate::handle::{CallError, NodeStatus, Shared};
+use crate::snapshot::Staged;
+use crate::transport::{ChangeAnswer, PeerInput, Peers};
+
+/// Inputs handled before effects are submitted together: bounds latency under load.
+const BATCH_INPUTS_MAX: usize = 4096;
+/// The status is published at least this often.
+const STATUS_EVERY_US: u64 = 20_000;
+/// Reads and proposals held while there is no leader are tried again this often.
+const HELD_EVERY_US: u64 = 20_000;
+/// Requests held while there is no leader; more are refused.
+const HELD_MAX: usize = 50_000;
+
+pub enum DriverInput {
+    // From the services.
+    Propose { number: u64, payload: Bytes },
+    Read { sender: oneshot::Sender<Result<Arc<View>, CallError>> },
+    Change { expect: Option<ConfigAt>, change: Change, sender: oneshot::Sender<Result<ConfigAt, CallError>> },
+    Transfer { to: MemberId, sender: oneshot::Sender<Result<(), CallError>> },
+    Activate { sender: oneshot::Sender<Result<(), CallError>> },
+    // From peers.
+    Peer { from: MemberId, input: PeerInput },
+    PeerGone { peer: MemberId },
+    // From the other threads.
+    Written { upto: WriteSeq },
+    WriteFailed { error: String },
+    DiskStalled,
+    Applied { index: Index, later_term: Option<Term> },
+    Persisted { meta: SnapMeta },
+    SnapshotSent { to: MemberId, index: Index, ok: bool },
+    SnapshotReady { from: MemberId, term: Term, staged: Box<Staged> },
+    Installed { index: Index },
+    /// Hand leadership over if it is ours, then end.
+    Shutdown,
+}
+
+impl std::fmt::Debug for DriverInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DriverInput")
+    }
+}
+
+/// The way into the driver.
+#[derive(Clone, Debug)]
+pub struct Inbox(pub(crate) Sender<DriverInput>);
+
+impl Inbox {
+    pub(crate) fn send(&self, input: DriverInput) -> Result<(), CallError> {
+        self.0.send(input).map_err(|_| CallError::Stopped)
+    }
+    /// For threads that end with the driver: an input after its end has nobody to care for it.
+    pub(crate) fn tell(&self, input: DriverInput) {
+        let _ = self.0.send(input);
+    }
+}
+
+/// Where effects go.
+pub(crate) struct Outlets {
+    pub log: Sender<Vec<(WriteSeq, Record)>>,
+    pub apply: Sender<ApplyInput>,
+    pub peers: Peers,
+    pub shared: Arc<Shared>,
+    pub activation: Activation,
+}
+
+/// The durable note that clients may be served.
+pub(crate) struct Activation {
+    pub file: PathBuf,
+    pub is_activated: bool,
+}
+
+impl Activation {
+    fn activate(&mut self) -> std::io::Result<()> {
+        if !self.is_activated {
+            crate::files::write_durably(&self.file, b"activated\n")?;
+            self.is_activated = true;
+        }
+        Ok(())
+    }
+}
+
+/// What waits for an answer of the core, by token.
+enum Waiting {
+    /// `term`: in which it was appended, if this member led.
+    Proposal { term: Term },
+    /// A proposal that another member forwarded; it is told only of a refusal.
+    Forwarded { origin: MemberId, number: u64 },
+    Read(oneshot::Sender<Result<Arc<View>, CallError>>),
+    Change(oneshot::Sender<Result<ConfigAt, CallError>>),
+    ForwardedChange { origin: MemberId, number: u64 },
+    Transfer(oneshot::Sender<Result<(), CallError>>),
+    Shutdown,
+}
+
+/// Requests that found no leader.
+#[derive(Default)]
+struct Held {
+    proposals: VecDeque<u64>,
+    reads: VecDeque<oneshot::Sender<Result<Arc<View>, CallError>>>,
+    due: Option<Time>,
+}
+
+pub(crate) struct Driver {
+    node: Node,
+    inbox: Receiver<DriverInput>,
+    out: Outlets,
+    to_write: Vec<(WriteSeq, Record)>,
+    written: WriteSeq,
+    sends: VecDeque<(WriteSeq, MemberId, Msg)>,
+    waiting: BTreeMap<Token, Waiting>,
+    tokens: u64,
+    /// Proposals sent to another member, with the term they were sent in.
+    limbo: BTreeMap<u64, Term>,
+    forwarded_changes: BTreeMap<u64, oneshot::Sender<Result<ConfigAt, CallError>>>,
+    held: Held,
+    published: Time,
+    elections: u64,
+    failover_count: u64,
+    last_failover_ms: u64,
+    /// Whether a leader was known and then lost since this process started: only then is a new one a failover.
+    had_leader: bool,
+    inputs: u64,
+    staged: Option<Box<Staged>>,
+    config: Arc<Config>,
+    stopping: Option<Time>,
+    incarnation: u64,
+}
+
+impl Driver {
+    pub(crate) fn new(node: Node, inbox: Receiver<DriverInput>, out: Outlets) -> Driver {
+        let incarnation = out.shared.identity.incarnation;
+        let config = node.status().newest_config.config.clone();
+        Driver {
+            node,
+            inbox,
+            out,
+            to_write: Vec::new(),
+            written: WriteSeq(0),
+            sends: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            tokens: 1 << 62,
+            limbo: BTreeMap::new(),
+            forwarded_changes: BTreeMap::new(),
+            held: Held::default(),
+            published: Time(0),
+            elections: 0,
+            failover_count: 0,
+            last_failover_ms: 0,
+            had_leader: false,
+            inputs: 0,
+            staged: None,
+            config,
+            stopping: None,
+            incarnation,
+        }
+    }
+
+    /// Runs until told to stop. An error means that this member may not speak any more.
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        self.out.peers.set_members(&self.config);
+        let mut effects = Vec::new();
+        loop {
+            let first = self.wait();
+            let now = clock::now();
+            if let Some(input) = first {
+                if self.take(now, input, &mut effects)? {
+                    return Ok(());
+                }
+                for _ in 0..BATCH_INPUTS_MAX {
+                    let Ok(input) = self.inbox.try_recv() else { break };
+                    if self.take(now, input, &mut effects)? {
+                        return Ok(());
+                    }
+                }
+            }
+            if self.node.deadline() <= now {
+                self.step(now, Input::Tick, &mut effects);
+            }
+            self.retry_held(now, &mut effects);
+            self.submit();
+            if now.since(self.published) >= STATUS_EVERY_US {
+                self.publish(now);
+            }
+            if self.stopping.is_some_and(|due| now >= due) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self) -> Option<DriverInput> {
+        let now = clock::now();
+        let mut due = self.node.deadline().min(self.published.after(STATUS_EVERY_US));
+        due = due.min(self.held.due.unwrap_or(due)).min(self.stopping.unwrap_or(due));
+        match self.inbox.recv_timeout(Duration::from_micros(due.since(now))) {
+            Ok(input) => Some(input),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    fn token(&mut self) -> Token {
+        self.tokens += 1;
+        Token(self.tokens)
+    }
+
+    /// True when the driver shall end.
+    fn take(&mut self, now: Time, input: DriverInput, effects: &mut Vec<Effect>) -> anyhow::Result<bool> {
+        self.inputs += 1;
+        match input {
+            DriverInput::Propose { number, payload } => self.propose(now, number, payload, effects),
+            DriverInput::Read { sender } => self.read(now, sender, effects),
+            DriverInput::Change { expect, change, sender } => self.change(now, expect, change, sender, effects),
+            DriverInput::Transfer { to, sender } => {
+                let token = self.token();
+                self.waiting.insert(token, Waiting::Transfer(sender));
+                self.step(now, Input::Transfer { token, to }, effects);
+            }
+            DriverInput::Activate { sender } => {
+                let done = self.out.activation.activate();
+                if let Err(error) = &done {
+                    anyhow::bail!("cannot note the activation in {}: {error}", self.out.activation.file.display());
+                }
+                self.publish(now);
+                let _ = sender.send(Ok(()));
+            }
+            DriverInput::Peer { from, input } => self.peer(now, from, input, effects),
+            DriverInput::PeerGone { peer } => self.step(now, Input::PeerGone { peer }, effects),
+            DriverInput::Written { upto } => {
+                self.written = upto;
+                while self.sends.front().is_some_and(|(seq, _, _)| *seq <= upto) {
+                    let (_, to, msg) = self.sends.pop_front().expect("there is a front");
+                    self.out.peers.send(to, msg);
+                }
+                self.step(now, Input::Written { upto }, effects);
+            }
+            DriverInput::WriteFailed { error } => {
+                self.step(now, Input::WriteFailed, effects);
+                anyhow::bail!("the log failed, so this member may promise nothing any more: {error}");
+            }
+            DriverInput::DiskStalled => self.step(now, Input::DiskStalled, effects),
+            DriverInput::Applied { index, later_term } => {
+                self.step(now, Input::Applied { index }, effects);
+                if let Some(term) = later_term {
+                    self.leave_limbo(now, term, effects);
+                }
+            }
+            DriverInput::Persisted { meta } => self.step(now, Input::Persisted { meta }, effects),
+            DriverInput::SnapshotSent { to, index, ok } => {
+                self.step(now, Input::SnapshotSent { to, index, ok }, effects);
+            }
+            DriverInput::SnapshotReady { from, term, staged } => {
+                let meta = staged.meta.clone();
+                self.staged = Some(staged);
+                self.step(now, Input::SnapshotReady { from, term, meta }, effects);
+            }
+            DriverInput::Installed { index } => {
+                self.step(now, Input::Installed { index }, effects);
+                self.step(now, Input::Applied { index }, effects);
+            }
+            DriverInput::Shutdown => return Ok(self.shutdown(now, effects)),
+        }
+        Ok(false)
+    }
+
+    fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        self.node.step(now, input, effects);
+        for effect in effects.drain(..) {
+            self.carry_out(now, effect);
+        }
+    }
+
+    fn carry_out(&mut self, now: Time, effect: Effect) {
+        match effect {
+            Effect::Write { seq, record } => self.to_write.push((seq, record)),
+            Effect::Send { to, msg, after } => match after {
+                Some(seq) if seq > self.written => self.sends.push_back((seq, to, msg)),
+                Some(_) | None => self.out.peers.send(to, msg),
+            },
+            Effect::Commit { entries } => self.apply(ApplyInput::Entries(entries)),
+            Effect::ReadAt { token, index } => self.read_at(token, index),
+            Effect::Resolve { token, outcome } => self.resolve(now, token, outcome),
+            Effect::Acked { .. } => {}
+            Effect::SendSnapshot { to, term } => self.out.peers.send_snapshot(to, term),
+            Effect::Install { meta } => {
+                let staged = self.staged.take().expect("only a staged snapshot is installed");
+                assert_eq!(staged.meta, meta, "the staged snapshot is the one to install");
+                self.apply(ApplyInput::Install(staged));
+            }
+            Effect::Event(event) => self.event(now, event),
+        }
+    }
+
+    fn apply(&self, input: ApplyInput) {
+        self.out.apply.send(input).expect("the apply thread lives as long as the driver");
+    }
+
+    /// One submission to the log for everything this round wrote.
+    fn submit(&mut self) {
+        if !self.to_write.is_empty() {
+            let batch = std::mem::take(&mut self.to_write);
+            self.out.log.send(batch).expect("the log thread lives as long as the driver");
+        }
+        self.out.peers.flush();
+    }
+
+    // Requests.
+
+    fn propose(&mut self, now: Time, number: u64, payload: Bytes, effects: &mut Vec<Effect>) {
+        let token = Token(number);
+        self.waiting.insert(token, Waiting::Proposal { term: self.node.term() });
+        self.step(now, Input::Propose { batch: vec![(token, payload)] }, effects);
+    }
+
+    fn read(&mut self, now: Time, sender: oneshot::Sender<Result<Arc<View>, CallError>>, effects: &mut Vec<Effect>) {
+        let token = self.token();
+        self.waiting.insert(token, Waiting::Read(sender));
+        self.step(now, Input::Read { token, mode: ReadMode::Index }, effects);
+    }
+
+    fn read_at(&mut self, token: Token, index: Index) {
+        let Some(Waiting::Read(sender)) = self.waiting.remove(&token) else { return };
+        let view = self.out.shared.view.load();
+        if view.applied_index() >= index {
+            let _ = sender.send(Ok(Arc::clone(&view)));
+        } else {
+            self.apply(ApplyInput::ReadAt { index, sender });
+        }
+    }
+
+    fn change(
+        &mut self,
+        now: Time,
+        expect: Option<ConfigAt>,
+        change: Change,
+        sender: oneshot::Sender<Result<ConfigAt, CallError>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let status = self.node.status();
+        match status.leader.filter(|leader| *leader != status.id) {
+            Some(leader) => {
+                let number = self.token().0;
+                self.forwarded_changes.insert(number, sender);
+                self.out.peers.forward_change(leader, number, expect, &change);
+            }
+            None => {
+                let token = self.token();
+                self.waiting.insert(token, Waiting::Change(sender));
+                self.step(now, Input::Change { token, expect, change }, effects);
+            }
+        }
+        self.forwarded_changes.retain(|_, sender| !sender.is_closed());
+    }
+
+    fn peer(&mut self, now: Time, from: MemberId, input: PeerInput, effects: &mut Vec<Effect>) {
+        match input {
+            PeerInput::Msgs(msgs) => {
+                for msg in msgs {
+                    self.step(now, Input::Msg { from, msg }, effects);
+                }
+            }
+            PeerInput::Forward { number, term, payload } => {
+                // Only in the very term the origin meant: it counts on that to know when the outcome is settled.
+                if !self.node.is_leader() || self.node.term() != term {
+                    return self.out.peers.forward_refused(from, number);
+                }
+                let token = self.token();
+                self.waiting.insert(token, Waiting::Forwarded { origin: from, number });
+                self.step(now, Input::Propose { batch: vec![(token, payload)] }, effects);
+            }
+            PeerInput::ForwardRefused { number } => {
+                // Certainly not executed there: find another leader.
+                if self.limbo.remove(&number).is_some() {
+                    self.hold_proposal(now, number);
+                }
+            }
+            PeerInput::Change { number, expect, change } => {
+                let token = self.token();
+                self.waiting.insert(token, Waiting::ForwardedChange { origin: from, number });
+                self.step(now, Input::Change { token, expect, change }, effects);
+            }
+            PeerInput::ChangeAnswer { number, answer } => {
+                if let Some(sender) = self.forwarded_changes.remove(&number) {
+                    let _ = sender.send(match answer {
+                        ChangeAnswer::Done(at) => Ok(at),
+                        ChangeAnswer::Refused(refusal) => Err(CallError::Refused(refusal)),
+                        ChangeAnswer::Unknown => Err(CallError::Unknown),
+                    });
+                }
+            }
+        }
+    }
+
+    fn resolve(&mut self, now: Time, token: Token, outcome: Outcome) {
+        let Some(waiting) = self.waiting.remove(&token) else { return };
+        match waiting {
+            Waiting::Proposal { term } => self.resolve_proposal(now, token.0, term, outcome),
+            Waiting::Forwarded { origin, number } => match outcome {
+                Outcome::Refused(_) => self.out.peers.forward_refused(origin, number),
+                // The origin sees it applied, or settles it when a later term begins.
+                Outcome::Committed { .. } | Outcome::Unknown | Outcome::Transferred | Outcome::TransferAborted => {}
+            },
+            Waiting::Read(sender) => match outcome {
+                // A read changes nothing: it is simply asked again.
+                Outcome::Refused(Refusal::NotLeader { .. } | Refusal::NotReady | Refusal::Transferring { .. })
+                | Outcome::Unknown => self.hold_read(now, sender),
+                Outcome::Refused(refusal) => drop(sender.send(Err(refused(refusal)))),
+                Outcome::Committed { .. } | Outcome::Transferred | Outcome::TransferAborted => {}
+            },
+            Waiting::Change(sender) => drop(sender.send(match self.change_answer(outcome) {
+                ChangeAnswer::Done(at) => Ok(at),
+                ChangeAnswer::Refused(refusal) => Err(refused(refusal)),
+                ChangeAnswer::Unknown => Err(CallError::Unknown),
+            })),
+            Waiting::ForwardedChange { origin, number } => {
+                let answer = self.change_answer(outcome);
+                self.out.peers.change_answer(origin, number, &answer);
+            }
+            Waiting::Transfer(sender) => drop(sender.send(match outcome {
+                Outcome::Transferred | Outcome::Committed { .. } => Ok(()),
+                Outcome::TransferAborted => Err(CallError::TransferAborted),
+                Outcome::Refused(refusal) => Err(refused(refusal)),
+                Outcome::Unknown => Err(CallError::Unknown),
+            })),
+            Waiting::Shutdown => self.stopping = Some(now),
+        }
+    }
+
+    fn change_answer(&self, outcome: Outcome) -> ChangeAnswer {
+        match outcome {
+            Outcome::Committed { term, index } => {
+                ChangeAnswer::Done(ConfigAt { incarnation: self.incarnation, term, index })
+            }
+            Outcome::Refused(refusal) => ChangeAnswer::Refused(refusal),
+            Outcome::Unknown | Outcome::Transferred | Outcome::TransferAborted => ChangeAnswer::Unknown,
+        }
+    }
+
+    fn resolve_proposal(&mut self, now: Time, number: u64, term: Term, outcome: Outcome) {
+        match outcome {
+            // Answered when it is applied here.
+            Outcome::Committed { .. } | Outcome::Transferred | Outcome::TransferAborted => {}
+            Outcome::Unknown => drop(self.limbo.insert(number, term)),
+            Outcome::Refused(Refusal::NotLeader { leader: Some(leader) }) => self.forward(number, leader),
+            Outcome::Refused(Refusal::NotLeader { leader: None } | Refusal::NotReady) => self.hold_proposal(now, number),
+            Outcome::Refused(refusal) => self.out.shared.waiters.fail(number, refused(refusal)),
+        }
+    }
+
+    fn forward(&mut self, number: u64, leader: MemberId) {
+        let Some(payload) = self.out.shared.waiters.payload(number) else { return };
+        let term = self.node.term();
+        self.limbo.insert(number, term);
+        self.out.peers.forward(leader, number, term, payload);
+    }
+
+    /// An entry of `term` is applied here: nothing older can commit any more.
+    fn leave_limbo(&mut self, now: Time, term: Term, effects: &mut Vec<Effect>) {
+        let settled: Vec<u64> = self.limbo.iter().filter(|(_, sent)| **sent < term).map(|(n, _)| *n).collect();
+        for number in settled {
+            self.limbo.remove(&number);
+            if let Some(payload) = self.out.shared.waiters.payload(number) {
+                self.propose(now, number, payload, effects);
+            }
+        }
+    }
+
+    fn hold_proposal(&mut self, now: Time, number: u64) {
+        if self.held.proposals.len() >= HELD_MAX {
+            return self.out.shared.waiters.fail(number, CallError::TooManyRequests);
+        }
+        self.held.proposals.push_back(number);
+        self.held.due.get_or_insert(now.after(HELD_EVERY_US));
+    }
+
+    fn hold_read(&mut self, now: Time, sender: oneshot::Sender<Result<Arc<View>, CallError>>) {
+        if sender.is_closed() {
+            return;
+        }
+        if self.held.reads.len() >= HELD_MAX {
+            let _ = sender.send(Err(CallError::TooManyRequests));
+            return;
+        }
+        self.held.reads.push_back(sender);
+        self.held.due.get_or_insert(now.after(HELD_EVERY_US));
+    }
+
+    fn retry_held(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.held.due.is_none_or(|due| now < due) {
+            return;
+        }
+        let held = std::mem::take(&mut self.held);
+        for number in held.proposals {
+            if let Some(payload) = self.out.shared.waiters.payload(number) {
+                self.propose(now, number, payload, effects);
+            }
+        }
+        for sender in held.reads {
+            if !sender.is_closed() {
+                self.read(now, sender, effects);
+            }
+        }
+    }
+
+    // Telling.
+
+    fn event(&mut self, now: Time, event: Event) {
+        match &event {
+            Event::BecameLeader { term } => {
+                self.elections += 1;
+                tracing::info!(term, "became leader");
+            }
+            Event::BecameFollower { term, leader } => {
+                if leader.is_some() {
+                    self.elections += 1;
+                    self.had_leader = true;
+                }
+                tracing::info!(term, leader = ?leader, "became follower");
+            }
+            Event::LeaderReady { term, noop_index, since_last_leader_contact_us } => {
+                let ms = since_last_leader_contact_us / 1_000;
+                if self.had_leader {
+                    self.failover_count += 1;
+                    self.last_failover_ms = ms;
+                }
+                self.had_leader = true;
+                tracing::info!(term, noop_index, failover_ms = ms, "leader ready: own term's no-op committed and applied");
+            }
+            Event::ConfigActive { at, config } => {
+                tracing::info!(?at, voters = ?config.voters, learners = ?config.learners, "configuration active");
+                self.config = Arc::new(config.clone());
+                self.out.peers.set_members(config);
+            }
+            Event::ConfigCommitted { at, config } => {
+                tracing::info!(?at, voters = ?config.voters, joint = config.is_joint(), "configuration committed");
+            }
+            Event::Removed { at } => tracing::warn!(?at, "this member was removed; it serves nothing and waits to be stopped"),
+            Event::TransferStarted { to } => tracing::info!(%to, "handing leadership over"),
+            Event::SteppedDown { term, why } => tracing::warn!(term, ?why, "stepped down"),
+            Event::BecamePreCandidate { term } => tracing::info!(term, "asking for pre-votes"),
+            Event::BecameCandidate { term } => tracing::info!(term, "asking for votes"),
+        }
+        self.held.due = self.held.due.map(|_| now);
+        self.publish(now);
+    }
+
+    fn publish(&mut self, now: Time) {
+        self.published = now;
+        self.out.shared.status.store(Arc::new(NodeStatus {
+            raft: self.node.status(),
+            at_us: now.0,
+            elections: self.elections,
+            failover_count: self.failover_count,
+            last_failover_ms: self.last_failover_ms,
+            is_activated: self.out.activation.is_activated,
+            inputs: self.inputs,
+        }));
+    }
+
+    /// Hands leadership to the best follower, then ends. True when there is nothing to hand over.
+    fn shutdown(&mut self, now: Time, effects: &mut Vec<Effect>) -> bool {
+        let status = self.node.status();
+        let is_leader = status.role == quorate_raft::RoleName::Leader;
+        let voters = &status.newest_config.config.voters;
+        let best = status.progress.iter().filter(|p| p.is_active && voters.contains(&p.id)).max_by_key(|p| (p.matched, p.id));
+        let (true, Some(best), None) = (is_leader, best, self.stopping) else { return true };
+        let to = best.id;
+        let token = self.token();
+        self.waiting.insert(token, Waiting::Shutdown);
+        self.stopping = Some(now.after(self.out.shared.request_timeout.as_micros().try_into().unwrap_or(u64::MAX) / 4));
+        self.step(now, Input::Transfer { token, to }, effects);
+        false
+    }
+}
+
+fn refused(refusal: Refusal) -> CallError {
+    match refusal {
+        Refusal::NotLeader { .. } => CallError::NotLeader,
+        Refusal::TooLarge { bytes, limit_bytes } => CallError::TooLarge { bytes, limit_bytes },
+        Refusal::Overloaded { .. } => CallError::TooManyRequests,
+        Refusal::Stopped => CallError::Stopped,
+        other => CallError::Refused(other),
+    }
+}
+
+/// Entries handed to the apply thread; re-exported for its signature.
+pub(crate) type Entries = Vec<Entry>;

@@ -1,0 +1,333 @@
+//! The shell of one member: threads, sockets, files. Decisions about consensus are the core's, about data the machine's.
+//!
+//! `driver` is the only loop over the core; see its header for who talks to whom.
+
+pub mod api;
+mod apply;
+pub mod args;
+mod bootstrap;
+mod clock;
+mod driver;
+mod files;
+pub mod handle;
+mod log_thread;
+mod snapshot;
+mod transport;
+pub mod watch;
+
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use arc_swap::ArcSwap;
+use quorate_raft::Cfg;
+use quorate_raft::io::Change;
+use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, SnapMeta};
+use quorate_state::Machine;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use args::Args;
+pub use bootstrap::hash;
+
+use crate::driver::{Activation, Driver, DriverInput, Inbox, Outlets};
+use crate::handle::{EVENT_BATCHES_BUFFERED, Flushes, Handle, Identity, NodeStatus, Shared, Waiters};
+use crate::snapshot::Snapshots;
+use crate::transport::{Hello, Local, Peers, Purpose};
+
+/// How often this member looks whether the configuration tells its own name and client URLs right.
+const PUBLISH_EVERY: Duration = Duration::from_millis(500);
+
+impl Shared {
+    /// The process is about to end: nobody waits for anything.
+    fn is_ending(&self) -> bool {
+        Arc::strong_count(&self.ending) == 1
+    }
+}
+
+/// Runs a member until it is told to stop, or until it may not speak any more (an error).
+pub fn run(args: Args) -> Result<()> {
+    args.validate()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(member(args))
+}
+
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn cfg(args: &Args, id: MemberId) -> Cfg {
+    let et_us = args.election_timeout * 1_000;
+    let mut cfg = Cfg {
+        election_us: (et_us, 2 * et_us),
+        start_refusal_us: et_us,
+        heartbeat_us: args.heartbeat_interval * 1_000,
+        stall_us: et_us.max(500_000),
+        entry_bytes_max: args.max_request_bytes + (64 << 10),
+        keep_entries: args.snapshot_catchup_entries,
+        ..Cfg::lan(id)
+    };
+    cfg.live_lag_max = cfg.live_lag_max.max(args.snapshot_catchup_entries);
+    #[cfg(feature = "mutants")]
+    {
+        cfg.mutant = args.mutant;
+    }
+    cfg
+}
+
+async fn member(args: Args) -> Result<()> {
+    let listeners = Listeners::bind(&args).await?;
+    let mut interrupts = Interrupts::new()?;
+    let boot_nonce = random()?;
+    let mut opened = tokio::select! {
+        opened = bootstrap::open(&args, boot_nonce) => opened?,
+        () = interrupts.next() => return Ok(()),
+    };
+    let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
+    let (engine, machine) = match loaded {
+        Some((meta, machine)) => (Some(meta), machine),
+        None => (None, Machine::new()),
+    };
+    let at_start = match &engine {
+        Some(meta) => {
+            opened.log.adopt_engine(&mut opened.recovered, meta)?;
+            meta.clone()
+        }
+        None if opened.recovered.snapshot.index > 0 => {
+            bail!(
+                "the log begins behind {}, but no checkpoint can be read in {}: replace this member under a new id",
+                opened.recovered.snapshot.index,
+                args.data_dir.join("snap").display()
+            );
+        }
+        None => opened.recovered.snapshot.clone(),
+    };
+    let id = MemberId(opened.identity.member_id);
+    let (inbox, inputs) = mpsc::channel();
+    let inbox = Inbox(inbox);
+    let activation = Activation {
+        file: args.data_dir.join("activated"),
+        is_activated: !args.await_activation || args.data_dir.join("activated").exists(),
+    };
+    let node = quorate_raft::Node::restart(cfg(&args, id), opened.recovered.clone(), clock::now(), random()?);
+    let ending = Arc::new(());
+    let shared = Arc::new(Shared {
+        identity: Identity {
+            cluster_id: opened.identity.cluster_id,
+            member_id: id,
+            incarnation: opened.identity.incarnation,
+            generation: opened.generation,
+            name: args.name.clone(),
+        },
+        view: ArcSwap::from_pointee(machine.view()),
+        status: ArcSwap::from_pointee(NodeStatus {
+            raft: node.status(),
+            at_us: clock::now().0,
+            elections: 0,
+            failover_count: 0,
+            last_failover_ms: 0,
+            is_activated: activation.is_activated,
+            inputs: 0,
+        }),
+        events: tokio::sync::broadcast::channel(EVENT_BATCHES_BUFFERED).0,
+        waiters: Waiters::default(),
+        // A number is never used by two runs of this member: an entry of an earlier run may still be applied.
+        numbers: AtomicU64::new(boot_nonce >> 2),
+        request_timeout: Duration::from_millis(5_000 + 2 * args.election_timeout),
+        flushes: Flushes::default(),
+        ending: ending.clone(),
+    });
+    let hello = Hello {
+        purpose: Purpose::Control,
+        cluster_id: opened.identity.cluster_id,
+        incarnation: opened.identity.incarnation,
+        member: id,
+        generation: opened.generation,
+        boot_nonce,
+        token_hash: bootstrap::token_hash(&args),
+        peer_urls: args.initial_advertise_peer_urls.clone(),
+    };
+    let newest = node.status().committed_config;
+    let local = Arc::new(Local {
+        hello,
+        inbox: inbox.clone(),
+        snapshots: snapshots.clone(),
+        addresses: Mutex::default(),
+        members: Mutex::new((newest.at, newest.config.clone())),
+        generations: Mutex::default(),
+    });
+    let mut peers = Peers::new(local.clone(), tokio::runtime::Handle::current());
+    peers.set_members(&opened.known);
+    let handle = Handle { shared: shared.clone(), inbox: inbox.clone() };
+    tokio::spawn(transport::serve(listeners.peer, local));
+    let threads = Threads { args: &args, inbox: inbox.clone(), shared, snapshots, ending };
+    if engine.is_some() {
+        inbox.send(DriverInput::Persisted { meta: at_start.clone() })?;
+    }
+    let driver = threads.start(node, inputs, peers, activation, opened.log, machine, &at_start)?;
+    tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone()));
+    tracing::info!(member = %id, cluster_id = format!("{:x}", opened.identity.cluster_id), generation = opened.generation, "started");
+    let options = api::Options::from_args(&args);
+    let served = api::serve(handle, options, listeners.api);
+    let driver = tokio::task::spawn_blocking(move || driver.join());
+    tokio::select! {
+        ended = driver => return ended?.map_err(|_| anyhow::anyhow!("the driver panicked: a broken invariant"))?,
+        served = served => served.context("serving ended")?,
+        () = async { interrupts.next().await; inbox.tell(DriverInput::Shutdown); std::future::pending().await } => {}
+    }
+    Ok(())
+}
+
+/// The threads of a member.
+struct Threads<'a> {
+    args: &'a Args,
+    inbox: Inbox,
+    shared: Arc<Shared>,
+    snapshots: Arc<Snapshots>,
+    ending: Arc<()>,
+}
+
+impl Threads<'_> {
+    #[allow(clippy::too_many_arguments, reason = "each part is handed over once, at start")]
+    fn start(
+        self,
+        node: quorate_raft::Node,
+        inputs: mpsc::Receiver<DriverInput>,
+        peers: Peers,
+        activation: Activation,
+        log: quorate_log::Log<quorate_log::RealDisk>,
+        machine: Machine,
+        at_start: &SnapMeta,
+    ) -> Result<std::thread::JoinHandle<Result<()>>> {
+        let (log_sender, log_batches) = mpsc::channel();
+        let (apply_sender, apply_inputs) = mpsc::channel();
+        let (checkpoint_sender, checkpoints) = mpsc::channel();
+        let began = Arc::new(log_thread::FlushBegan::default());
+        let stall_us = cfg(self.args, self.shared.identity.member_id).stall_us;
+        {
+            let (inbox, began) = (self.inbox.clone(), began.clone());
+            spawn("stall-watch", move || log_thread::watch(&began, stall_us, &inbox))?;
+        }
+        {
+            let (inbox, shared) = (self.inbox.clone(), self.shared.clone());
+            spawn("log", move || log_thread::run(log, &log_batches, &inbox, &began, &shared))?;
+        }
+        {
+            let (inbox, shared, apply) = (self.inbox.clone(), self.shared.clone(), apply_sender.clone());
+            let snapshots = self.snapshots.clone();
+            spawn("checkpoint", move || snapshot::run(&snapshots, &checkpoints, &inbox, &apply, &shared))?;
+        }
+        let every = self.args.snapshot_count;
+        let applier =
+            apply::Applier::new(machine, at_start, self.inbox.clone(), self.shared.clone(), checkpoint_sender, every);
+        spawn("apply", move || applier.run(&apply_inputs))?;
+        let out = Outlets { log: log_sender, apply: apply_sender, peers, shared: self.shared, activation };
+        let ending = self.ending;
+        spawn("driver", move || {
+            let result = Driver::new(node, inputs, out).run();
+            drop(ending);
+            result
+        })
+    }
+}
+
+/// A panic in any thread ends the whole process: half a member is worse than none.
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<std::thread::JoinHandle<T>> {
+    let guarded = move || {
+        let bomb = Bomb;
+        let value = body();
+        std::mem::forget(bomb);
+        value
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(guarded).with_context(|| format!("cannot start thread {name}"))
+}
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        // The panic itself was printed already.
+        std::process::abort();
+    }
+}
+
+/// Sockets are bound before the log is opened, so that a port that is taken is the first thing a person hears of.
+struct Listeners {
+    peer: TcpListener,
+    api: api::Listeners,
+}
+
+impl Listeners {
+    async fn bind(args: &Args) -> Result<Listeners> {
+        if args.listen_peer_urls.len() != 1 {
+            bail!("--listen-peer-urls: give exactly one URL, not {:?}", args.listen_peer_urls);
+        }
+        let peer = bind("--listen-peer-urls", &args.listen_peer_urls).await?.remove(0);
+        Ok(Listeners {
+            peer,
+            api: api::Listeners {
+                client: bind("--listen-client-urls", &args.listen_client_urls).await?,
+                admin: bind("--listen-admin-urls", &args.listen_admin_urls).await?,
+                metrics: bind("--listen-metrics-urls", &args.listen_metrics_urls).await?,
+            },
+        })
+    }
+}
+
+async fn bind(flag: &str, urls: &[String]) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        let listener = TcpListener::bind(transport::authority(url)?).await;
+        listeners.push(listener.with_context(|| format!("{flag}: cannot listen on {url}; is another process there?"))?);
+    }
+    Ok(listeners)
+}
+
+struct Interrupts {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+    count: AtomicU64,
+}
+
+impl Interrupts {
+    fn new() -> Result<Interrupts> {
+        Ok(Interrupts {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            count: AtomicU64::new(0),
+        })
+    }
+    async fn next(&mut self) {
+        tokio::select! { _ = self.term.recv() => {}, _ = self.int.recv() => {} }
+        let nth = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::info!(nth, "told to stop");
+    }
+}
+
+/// Sees to it that the configuration tells this member's name and client URLs right.
+async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
+    loop {
+        tokio::time::sleep(PUBLISH_EVERY).await;
+        let status = handle.status();
+        let (at, config): (ConfigAt, Arc<Config>) =
+            (status.raft.committed_config.at, status.raft.committed_config.config.clone());
+        let own = handle.identity().member_id;
+        let Some(info) = config.members.get(&own) else { continue };
+        let wanted =
+            MemberInfo { name: name.clone(), peer_urls: info.peer_urls.clone(), client_urls: client_urls.clone() };
+        if *info == wanted || status.raft.leader.is_none() {
+            continue;
+        }
+        // Members that start together compete; the loser of a compare-and-set looks again.
+        if let Err(error) = handle.change(Some(at), Change::UpdateInfo { id: own, info: wanted }).await {
+            tracing::debug!("own name and client URLs not published yet: {error}");
+        }
+    }
+}

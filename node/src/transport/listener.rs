@@ -1,0 +1,147 @@
+//! Connections other members dial.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use quorate_raft::types::MemberId;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::frame::{Frame, Hello, Purpose};
+use super::link::{read_frame, write_frame};
+use super::{Local, PeerInput};
+use crate::driver::DriverInput;
+use crate::snapshot::Incoming;
+
+/// A stranger has this long to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+/// Connections open at one time; members need a handful each.
+const CONNECTIONS_MAX: usize = 1024;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts for as long as the process lives.
+pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>) {
+    let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let local = local.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = connection(stream, &local).await {
+                        tracing::debug!(%address, "peer connection ended: {error:#}");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a peer connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let first = tokio::time::timeout(HELLO_TIMEOUT, read_frame(&mut stream)).await.context("no hello")??;
+    let Frame::Hello(hello) = first else { bail!("the first frame is not a hello") };
+    if let Err(why) = check(local, &hello) {
+        tracing::warn!(member = %hello.member, "refused a peer: {why}");
+        write_frame(&mut stream, &Frame::Welcome { refusal: Some(why.clone()) }).await?;
+        bail!(why);
+    }
+    write_frame(&mut stream, &Frame::Welcome { refusal: None }).await?;
+    local.learn_urls_if_unknown(hello.member, &hello.peer_urls);
+    match hello.purpose {
+        Purpose::Members => members(&mut stream, local).await,
+        Purpose::Snapshot => snapshot(&mut stream, local, hello.member).await,
+        Purpose::Control => messages(&mut stream, local, hello.member).await,
+        Purpose::Bulk => {
+            let ended = messages(&mut stream, local, hello.member).await;
+            local.inbox.tell(DriverInput::PeerGone { peer: hello.member });
+            ended
+        }
+    }
+}
+
+/// Identity: same cluster, same incarnation, not an old or second copy of a data directory.
+fn check(local: &Local, hello: &Hello) -> Result<(), String> {
+    let own = &local.hello;
+    if hello.token_hash != own.token_hash {
+        return Err("another --initial-cluster-token: this is another cluster".to_owned());
+    }
+    if hello.purpose == Purpose::Members {
+        return Ok(());
+    }
+    if hello.cluster_id != own.cluster_id {
+        return Err(format!("cluster {:x} is not {:x}", hello.cluster_id, own.cluster_id));
+    }
+    if hello.incarnation != own.incarnation {
+        return Err(format!("incarnation {} is not {}", hello.incarnation, own.incarnation));
+    }
+    if hello.member == own.member {
+        return Err(format!("member id {} is this very member: two processes run with one identity", hello.member));
+    }
+    let mut seen = local.generations.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = (hello.generation, hello.boot_nonce);
+    match seen.get(&hello.member).copied() {
+        Some((generation, _)) if generation > hello.generation => Err(format!(
+            "data directory of generation {} is older than {generation} seen before: an old copy",
+            hello.generation
+        )),
+        Some((generation, nonce)) if generation == hello.generation && nonce != hello.boot_nonce => {
+            Err(format!("two processes run from copies of one data directory at generation {generation}"))
+        }
+        Some(_) | None => {
+            seen.insert(hello.member, now);
+            Ok(())
+        }
+    }
+}
+
+async fn members(stream: &mut TcpStream, local: &Local) -> Result<()> {
+    let (at, config) = local.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let (cluster_id, incarnation) = (local.hello.cluster_id, local.hello.incarnation);
+    write_frame(stream, &Frame::Members { cluster_id, incarnation, at, config: (*config).clone() }).await
+}
+
+async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Result<()> {
+    let mut stream = tokio::io::BufReader::with_capacity(64 << 10, stream);
+    loop {
+        let input = match read_frame(&mut stream).await? {
+            Frame::Msgs(msgs) => PeerInput::Msgs(msgs),
+            Frame::Forward { number, term, payload } => PeerInput::Forward { number, term, payload },
+            Frame::ForwardRefused { number } => PeerInput::ForwardRefused { number },
+            Frame::Change { number, expect, change } => PeerInput::Change { number, expect, change },
+            Frame::ChangeAnswer { number, answer } => PeerInput::ChangeAnswer { number, answer },
+            other => bail!("unexpected frame {other:?}"),
+        };
+        local.inbox.send(DriverInput::Peer { from, input })?;
+    }
+}
+
+async fn snapshot(stream: &mut TcpStream, local: &Local, from: MemberId) -> Result<()> {
+    let Frame::SnapshotBegin { term, meta } = read_frame(stream).await? else { bail!("a snapshot begins otherwise") };
+    tracing::info!(%from, index = meta.index, "receiving a snapshot");
+    let mut incoming = Incoming::begin(&local.snapshots, meta)?;
+    loop {
+        match read_frame(stream).await? {
+            Frame::SnapshotChunk(chunk) => incoming.write(&chunk)?,
+            Frame::SnapshotEnd => break,
+            other => bail!("unexpected frame {other:?} within a snapshot"),
+        }
+    }
+    let staged = tokio::task::spawn_blocking(move || incoming.finish()).await??;
+    local.inbox.send(DriverInput::SnapshotReady { from, term, staged: Box::new(staged) })?;
+    write_frame(stream, &Frame::SnapshotTaken).await
+}
+
+impl Local {
+    /// A hello's address serves until a configuration names one.
+    fn learn_urls_if_unknown(&self, id: MemberId, urls: &[String]) {
+        if id.0 != 0 && self.urls_of(id).is_empty() {
+            self.learn_urls(id, urls);
+        }
+    }
+}

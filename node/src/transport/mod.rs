@@ -1,0 +1,198 @@
+//! Messages between members over TCP.
+//!
+//! Each member dials each other one twice: a control connection for everything small, so that heartbeats and votes never
+//! queue behind entries, and a bulk connection for appends and forwarded proposals. Snapshots dial a connection of their
+//! own. What cannot be sent now is dropped: the core repeats what matters.
+//!
+//! Must not decide anything about consensus, and must not block the driver.
+
+pub mod frame;
+mod link;
+mod listener;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use quorate_raft::io::{Change, Refusal};
+use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Term};
+use quorate_raft::wire::Msg;
+use tokio::sync::mpsc;
+
+pub use frame::{Frame, Hello, Purpose};
+pub(crate) use link::{ask_members, authority};
+pub(crate) use listener::serve;
+
+use crate::driver::{DriverInput, Inbox};
+use crate::snapshot::Snapshots;
+
+/// Bytes queued for one connection; beyond, messages are dropped as a network would.
+const QUEUED_BYTES_MAX: usize = 64 << 20;
+
+/// What arrives from a peer for the driver.
+#[derive(Debug)]
+pub enum PeerInput {
+    Msgs(Vec<Msg>),
+    Forward { number: u64, term: Term, payload: Bytes },
+    ForwardRefused { number: u64 },
+    Change { number: u64, expect: Option<ConfigAt>, change: Change },
+    ChangeAnswer { number: u64, answer: ChangeAnswer },
+}
+
+/// How a forwarded change ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeAnswer {
+    Done(ConfigAt),
+    Refused(Refusal),
+    Unknown,
+}
+
+/// What every connection needs to know.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub hello: Hello,
+    pub inbox: Inbox,
+    pub snapshots: Arc<Snapshots>,
+    /// Peer URLs by member: from configurations, and from hellos of members no configuration here names yet.
+    pub addresses: Mutex<BTreeMap<MemberId, Vec<String>>>,
+    /// The newest committed configuration, for those who ask to join.
+    pub members: Mutex<(ConfigAt, Arc<Config>)>,
+    /// Highest generation and its boot nonce, by member: a lower one is an old copy of a data directory.
+    pub generations: Mutex<BTreeMap<MemberId, (u64, u64)>>,
+}
+
+impl Local {
+    pub(crate) fn urls_of(&self, id: MemberId) -> Vec<String> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned().unwrap_or_default()
+    }
+    pub(crate) fn learn_urls(&self, id: MemberId, urls: &[String]) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if !urls.is_empty() {
+            addresses.insert(id, urls.to_vec());
+        }
+    }
+}
+
+/// One connection's queue, shared between the driver and the connection's task.
+#[derive(Debug, Clone)]
+pub(crate) struct Queue {
+    sender: mpsc::UnboundedSender<Frame>,
+    pub queued_bytes: Arc<AtomicUsize>,
+    pub is_connected: Arc<AtomicBool>,
+}
+
+impl Queue {
+    fn push(&self, frame: Frame) {
+        let bytes = frame.size_bytes();
+        if !self.is_connected.load(Ordering::Relaxed)
+            || self.queued_bytes.load(Ordering::Relaxed) + bytes > QUEUED_BYTES_MAX
+        {
+            return;
+        }
+        self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // The task ends only with the process.
+        let _ = self.sender.send(frame);
+    }
+}
+
+/// One other member.
+#[derive(Debug)]
+struct Peer {
+    control: Queue,
+    bulk: Queue,
+    control_msgs: Vec<Msg>,
+    bulk_msgs: Vec<Msg>,
+}
+
+/// Every other member, as the driver sees them.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    local: Arc<Local>,
+    runtime: tokio::runtime::Handle,
+    peers: BTreeMap<MemberId, Peer>,
+}
+
+impl Peers {
+    pub(crate) fn new(local: Arc<Local>, runtime: tokio::runtime::Handle) -> Peers {
+        Peers { local, runtime, peers: BTreeMap::new() }
+    }
+
+    /// Takes note of where members are.
+    pub(crate) fn set_members(&mut self, config: &Config) {
+        for (id, info) in &config.members {
+            self.local.learn_urls(*id, &info.peer_urls);
+        }
+    }
+
+    /// Tells those who ask which configuration is committed.
+    pub(crate) fn set_committed(&self, at: ConfigAt, config: Arc<Config>) {
+        *self.local.members.lock().unwrap_or_else(PoisonError::into_inner) = (at, config);
+    }
+
+    fn peer(&mut self, id: MemberId) -> &mut Peer {
+        let (local, runtime) = (&self.local, &self.runtime);
+        self.peers.entry(id).or_insert_with(|| Peer {
+            control: dial(local, runtime, id, Purpose::Control),
+            bulk: dial(local, runtime, id, Purpose::Bulk),
+            control_msgs: Vec::new(),
+            bulk_msgs: Vec::new(),
+        })
+    }
+
+    /// Queues a message; it leaves with the next [`Peers::flush`].
+    pub(crate) fn send(&mut self, to: MemberId, msg: Msg) {
+        let peer = self.peer(to);
+        match msg {
+            Msg::Append { .. } => peer.bulk_msgs.push(msg),
+            msg => peer.control_msgs.push(msg),
+        }
+    }
+
+    /// One frame for each connection that has something to say.
+    pub(crate) fn flush(&mut self) {
+        for peer in self.peers.values_mut() {
+            if !peer.bulk_msgs.is_empty() {
+                peer.bulk.push(Frame::Msgs(std::mem::take(&mut peer.bulk_msgs)));
+            }
+            if !peer.control_msgs.is_empty() {
+                peer.control.push(Frame::Msgs(std::mem::take(&mut peer.control_msgs)));
+            }
+        }
+    }
+
+    pub(crate) fn forward(&mut self, to: MemberId, number: u64, term: Term, payload: Bytes) {
+        self.peer(to).bulk.push(Frame::Forward { number, term, payload });
+    }
+    pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64) {
+        self.peer(to).control.push(Frame::ForwardRefused { number });
+    }
+    pub(crate) fn forward_change(&mut self, to: MemberId, number: u64, expect: Option<ConfigAt>, change: &Change) {
+        self.peer(to).control.push(Frame::Change { number, expect, change: change.clone() });
+    }
+    pub(crate) fn change_answer(&mut self, to: MemberId, number: u64, answer: &ChangeAnswer) {
+        self.peer(to).control.push(Frame::ChangeAnswer { number, answer: answer.clone() });
+    }
+
+    /// Streams the newest checkpoint to a peer in a task of its own.
+    pub(crate) fn send_snapshot(&mut self, to: MemberId, term: Term) {
+        let local = self.local.clone();
+        self.runtime.spawn(async move {
+            let (index, result) = link::send_snapshot(&local, to, term).await;
+            if let Err(error) = &result {
+                tracing::warn!(%to, index, "snapshot not delivered: {error:#}");
+            }
+            local.inbox.tell(DriverInput::SnapshotSent { to, index, ok: result.is_ok() });
+        });
+    }
+}
+
+fn dial(local: &Arc<Local>, runtime: &tokio::runtime::Handle, to: MemberId, purpose: Purpose) -> Queue {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let queue = Queue { sender, queued_bytes: Arc::default(), is_connected: Arc::default() };
+    runtime.spawn(link::keep(local.clone(), to, purpose, queue.clone(), receiver));
+    queue
+}
+
+/// The index of a snapshot that never was.
+pub(crate) const NO_SNAPSHOT: Index = 0;
