@@ -1,0 +1,190 @@
+//! The contract of [`Store`], run on every implementation, and on a list of versions that is obviously right.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_state::command::KeyRange;
+use quorate_state::store::{ChangeAt, Forgotten, Store, TreeStore};
+use quorate_state::version::KeyValue;
+
+mod rng;
+use rng::Rng;
+
+/// Every version in order of making. Slow and plain.
+#[derive(Clone, Default)]
+struct ListStore {
+    versions: Vec<Arc<KeyValue>>,
+    forgotten_before: usize,
+    gone: Vec<bool>,
+}
+
+impl ListStore {
+    fn kept(&self) -> impl Iterator<Item = &Arc<KeyValue>> {
+        self.versions.iter().zip(&self.gone).filter(|(_, gone)| !**gone).map(|(version, _)| version)
+    }
+}
+
+impl Store for ListStore {
+    fn latest(&self, key: &[u8]) -> Option<&Arc<KeyValue>> {
+        self.at(key, i64::MAX)
+    }
+
+    fn at(&self, key: &[u8], revision: i64) -> Option<&Arc<KeyValue>> {
+        self.kept().filter(|v| v.key == key && v.mod_revision <= revision).last()
+    }
+
+    fn scan<'a>(&'a self, range: &KeyRange, revision: i64) -> impl Iterator<Item = &'a Arc<KeyValue>> {
+        let mut newest = BTreeMap::new();
+        for version in self.kept().filter(|v| range.contains(&v.key) && v.mod_revision <= revision) {
+            newest.insert(version.key.clone(), version);
+        }
+        newest.into_values().filter(|v| !v.is_tombstone())
+    }
+
+    fn versions<'a>(&'a self, after: Option<&[u8]>) -> impl Iterator<Item = &'a Arc<KeyValue>> {
+        let mut all: Vec<_> = self.kept().filter(|v| after.is_none_or(|after| v.key > after)).collect();
+        all.sort_by_key(|v| (v.key.clone(), v.mod_revision));
+        all.into_iter()
+    }
+
+    fn changes(&self, from: i64) -> impl Iterator<Item = &Arc<KeyValue>> {
+        self.versions[self.forgotten_before..].iter().filter(move |v| v.mod_revision >= from)
+    }
+
+    fn first_change(&self) -> Option<ChangeAt> {
+        self.versions.get(self.forgotten_before).map(|v| (v.mod_revision, v.sub_revision))
+    }
+
+    fn change_count(&self) -> usize {
+        self.versions.len() - self.forgotten_before
+    }
+
+    fn append(&mut self, version: Arc<KeyValue>) {
+        self.versions.push(version);
+        self.gone.push(false);
+    }
+
+    fn forget_change(&mut self, below: i64) -> Option<Forgotten> {
+        let at = self.forgotten_before;
+        let change = self.versions.get(at).filter(|v| v.mod_revision < below)?.clone();
+        self.forgotten_before += 1;
+        let before = (0..at).rev().find(|i| self.versions[*i].key == change.key && !self.gone[*i]);
+        if let Some(before) = before {
+            self.gone[before] = true;
+        }
+        self.gone[at] = change.is_tombstone();
+        let replaced = before.map(|i| self.versions[i].clone());
+        Some(Forgotten { replaced, tombstone: change.is_tombstone().then_some(change) })
+    }
+
+    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>) -> ListStore {
+        let mut versions: Vec<_> = versions.collect();
+        versions.sort_by_key(|v| (v.mod_revision, v.sub_revision));
+        let before = |v: &Arc<KeyValue>| first_change.is_none_or(|first| (v.mod_revision, v.sub_revision) < first);
+        let forgotten_before = versions.iter().filter(|v| before(v)).count();
+        ListStore { gone: vec![false; versions.len()], forgotten_before, versions }
+    }
+}
+
+fn key(number: u64) -> Bytes {
+    // Of different lengths, so that order by bytes differs from order by number.
+    Bytes::from(format!("{number}").repeat(usize::try_from(number % 3).unwrap() + 1))
+}
+
+fn version(store: &impl Store, key: Bytes, main: i64, sub: u32, delete: bool) -> Option<Arc<KeyValue>> {
+    let before = store.latest(&key).filter(|v| !v.is_tombstone());
+    let tombstone = KeyValue { key: key.clone(), mod_revision: main, sub_revision: sub, ..KeyValue::default() };
+    match (before, delete) {
+        (None, true) => None,
+        (Some(_), true) => Some(Arc::new(tombstone)),
+        (before, false) => Some(Arc::new(KeyValue {
+            value: Bytes::from(format!("{main}.{sub}")),
+            create_revision: before.map_or(main, |v| v.create_revision),
+            version: before.map_or(0, |v| v.version) + 1,
+            ..tombstone
+        })),
+    }
+}
+
+fn owned<'a>(versions: impl Iterator<Item = &'a Arc<KeyValue>>) -> Vec<Arc<KeyValue>> {
+    versions.cloned().collect()
+}
+
+/// Every question a store answers, at every revision, gives the same as the list.
+fn assert_same(store: &impl Store, list: &ListStore, revision: i64) {
+    assert_eq!(store.first_change(), list.first_change());
+    assert_eq!(store.change_count(), list.change_count());
+    assert_eq!(owned(store.versions(None)), owned(list.versions(None)));
+    let after = key(4);
+    assert_eq!(owned(store.versions(Some(&after))), owned(list.versions(Some(&after))));
+    let ranges = [
+        KeyRange::all(),
+        KeyRange::prefix("1"),
+        KeyRange::new("2", "5"),
+        KeyRange::new("5", "2"),
+        KeyRange::new("3", "\0"),
+        KeyRange::one("4"),
+    ];
+    for at in 0..=revision + 1 {
+        assert_eq!(owned(store.changes(at)), owned(list.changes(at)));
+        for range in &ranges {
+            let wanted = owned(list.scan(range, at));
+            assert_eq!(store.count(range, at), wanted.len(), "{range:?} at {at}");
+            assert_eq!(owned(store.scan(range, at)), wanted, "{range:?} at {at}");
+        }
+        for number in 0..10 {
+            assert_eq!(store.at(&key(number), at), list.at(&key(number), at));
+        }
+    }
+    for number in 0..10 {
+        assert_eq!(store.latest(&key(number)), list.latest(&key(number)));
+    }
+}
+
+fn contract<S: Store>(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let (mut store, mut list) = (S::default(), ListStore::default());
+    let mut pictures = Vec::new();
+    for main in 2..60 {
+        let mut sub = 0;
+        for number in 0..10 {
+            if !rng.one_in(4) {
+                continue;
+            }
+            if let Some(version) = version(&list, key(number), main, sub, rng.one_in(3)) {
+                store.append(version.clone());
+                list.append(version);
+                sub += 1;
+            }
+        }
+        for _ in 0..rng.below(12) {
+            let below = main - 5;
+            assert_eq!(store.forget_change(below), list.forget_change(below));
+        }
+        if rng.one_in(10) {
+            store = S::load(owned(store.versions(None)).into_iter(), store.first_change());
+        }
+        if rng.one_in(10) {
+            pictures.push((store.clone(), list.clone(), main));
+        }
+        if rng.one_in(8) {
+            assert_same(&store, &list, main);
+        }
+    }
+    for (store, list, main) in pictures {
+        assert_same(&store, &list, main);
+    }
+}
+
+#[test]
+fn the_tree_store_keeps_the_contract() {
+    for seed in 0..60 {
+        contract::<TreeStore>(seed);
+    }
+}
+
+#[test]
+fn the_list_store_keeps_the_contract() {
+    contract::<ListStore>(1);
+}
