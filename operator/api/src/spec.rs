@@ -24,7 +24,6 @@ pub const DEFAULT_SIZE: &str = "1Gi";
     kind = "ConsistentCluster",
     plural = "consistentclusters",
     shortname = "cc",
-    category = "all",
     namespaced,
     doc = "A replicated key-value store that answers the etcd v3 API.",
     status = "ConsistentClusterStatus",
@@ -53,7 +52,7 @@ pub const DEFAULT_SIZE: &str = "1Gi";
         .message("metadata.name: lower-case letters, digits and '-', starting with a letter, since it names Services; choose another name")
 )]
 #[cfg_attr(feature = "cel", kube(cel))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ConsistentClusterSpec {
     /// Voters wanted.
     #[serde(default = "default_replicas")]
@@ -102,7 +101,7 @@ fn default_size() -> String {
 
 /// Where members keep their data.
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)")
         .message("spec.storage.storageClassName cannot change, volumes do not move; set it back, or make a new cluster")
@@ -155,7 +154,7 @@ impl Keep {
 
 /// How fast a lost leader is noticed.
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.profile == 'Custom') == has(self.heartbeat) && (self.profile == 'Custom') == has(self.election)")
         .message("spec.timing: heartbeat and election are set with profile Custom, both, and with no other profile"),
@@ -188,7 +187,7 @@ pub enum TimingProfile {
 
 /// Compute resources of each member.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Resources {
     #[serde(default)]
     pub requests: ResourceAmounts,
@@ -197,7 +196,7 @@ pub struct Resources {
 }
 
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ResourceAmounts {
     /// Cores, such as 500m or 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -211,7 +210,7 @@ pub struct ResourceAmounts {
 
 /// How voluntary disruptions of pods by others are limited.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Disruption {
     #[serde(default)]
     pub pod_disruption_budget: PodDisruptionBudget,

@@ -78,7 +78,7 @@ pub(crate) fn seal_and_activate(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next
         if let (Some(StartAs::Seed), Some(member_id)) = (record.start, record.member_id)
             && !is_planted(Mutant::NeverSealSeed)
         {
-            let template_hash = record.template_hash.clone();
+            let template_hash = pass.template_hash.clone();
             return act(Step::SealSeed { record: record_ref(record), member_id, template_hash });
         }
     }

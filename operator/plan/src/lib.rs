@@ -19,6 +19,7 @@ mod outline;
 mod planner;
 pub mod report;
 mod roll;
+mod status;
 pub mod step;
 pub mod view;
 
@@ -32,4 +33,5 @@ pub use observation::{
 };
 pub use planner::{budget_floor, plan};
 pub use report::{Blocked, Decision, Operation, Plan, PlannedStep, Report, Waiting};
+pub use status::{StatusInput, status};
 pub use step::{Eviction, RecordFor, RecordRef, Step, VolumeRef};

@@ -168,9 +168,11 @@ fn settle(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
         }
     }
     for record in pass.view.records.values() {
-        let back = record.member_id.is_some_and(|id| leader.is_caught_up(id)) && pass.view.word(record).is_some();
+        let serves = pass.view.word(record).is_some_and(|w| w.ready);
+        let back = serves && record.member_id.is_some_and(|id| leader.is_caught_up(id));
         if !back && record.retirement.is_none() {
-            let reason = View::why_down(record);
+            let told = pass.view.word(record).map(|w| w.not_ready_reason.clone()).filter(|reason| !reason.is_empty());
+            let reason = told.unwrap_or_else(|| View::why_down(record));
             return Some(Decision::Wait(Waiting::MemberStarting { member: record.name.clone(), reason }));
         }
     }

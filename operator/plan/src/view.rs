@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::intent::Identity;
+use crate::mutants::{Mutant, is_planted};
 use crate::observation::{
     ClusterId, ConfigAt, ConfigMember, Deletion, MemberId, MemberRecord, MemberWord, Observation, PodPhase, Readiness,
     Role, Volume,
@@ -13,6 +14,8 @@ use crate::observation::{
 
 /// Older evidence authorises nothing, in milliseconds. Two missed confirmations of a WAN leader fit in.
 pub const EVIDENCE_AGE_MS_MAX: u64 = 3_000;
+/// A leader that no majority confirmed for longer than this may have been replaced, in milliseconds.
+pub const CONFIRMED_AGE_MS_MAX: u64 = 2_000;
 /// Entries a member may be behind the leader's commit and still count as caught up, and a learner be promoted. A follower
 /// under full load has some hundreds in flight; a thousand more are sent in well under a second.
 pub const LAG_ENTRIES_MAX: u64 = 1_000;
@@ -111,7 +114,8 @@ fn confirmed_leader<'a>(observed: &'a Observation, identity: &Identity) -> Optio
         w.role == Role::Leader
             && w.own_term_committed
             && w.own_term_applied
-            && w.age_ms.saturating_add(w.quorum_confirmed_age_ms) <= EVIDENCE_AGE_MS_MAX
+            && w.age_ms <= EVIDENCE_AGE_MS_MAX
+            && (w.quorum_confirmed_age_ms <= CONFIRMED_AGE_MS_MAX || is_planted(Mutant::BelieveUnconfirmedLeader))
             && w.fault.is_empty()
             && w.incarnation == identity.incarnation
             && ours(w.cluster_id)
