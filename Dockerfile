@@ -4,7 +4,7 @@
 #
 # Both are linked statically, so the image starts from nothing: no shell, no package, nothing to patch but the programs.
 # `--build-arg PROGRAMS=prebuilt` with a context of programs compiled elsewhere (and ca-certificates.crt) makes the same
-# image without pulling anything; needs BuildKit, which builds only the stages it needs.
+# image without pulling anything, given a builder that leaves out the stages it does not need (BuildKit).
 ARG PROGRAMS=compiled
 
 FROM docker.io/library/rust:1.95-bookworm AS compiled

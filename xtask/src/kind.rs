@@ -52,14 +52,18 @@ pub fn up() -> Result<Cluster> {
     let image = node_image::ensure(&engine)?;
     let cluster = Cluster { kubeconfig: kubeconfig(), audit_log: audit_dir().join("audit.log"), engine, kubectl, kind };
     let (config, identity) = configuration(&image)?;
-    if fs::read_to_string(identity_file()).is_ok_and(|found| found == identity) && cluster.nodes_ready().is_ok() {
+    if fs::read_to_string(identity_file()).is_ok_and(|found| found == identity) && is_up() {
         eprintln!("[kind] reusing the cluster that is up ({:.1} s)", started.elapsed().as_secs_f64());
         return Ok(cluster);
     }
     cluster.delete()?;
     cluster.create(&image, &config).inspect_err(|_| cluster.show_logs())?;
     write(&identity_file(), identity)?;
+    node_image::remove_others(&cluster.engine, &image)?;
     eprintln!("[kind] up after {:.1} s; KUBECONFIG={}", started.elapsed().as_secs_f64(), cluster.kubeconfig.display());
+    if let Some(host) = cluster.engine.host() {
+        eprintln!("[kind] the nodes are containers of DOCKER_HOST={host}");
+    }
     Ok(cluster)
 }
 
@@ -167,11 +171,6 @@ impl Cluster {
         Run::new(&self.kubectl, purpose).env("KUBECONFIG", &self.kubeconfig)
     }
 
-    /// A helm command for this cluster.
-    pub fn helm(&self, purpose: impl Into<String>) -> Result<Run> {
-        Ok(Run::new(tools::helm()?, purpose).env("KUBECONFIG", &self.kubeconfig))
-    }
-
     /// A docker command for the engine the nodes run in: `pause` and `exec` of a node are how it is made to fail.
     pub fn docker(&self, purpose: impl Into<String>) -> Run {
         self.engine.docker(purpose)
@@ -199,8 +198,9 @@ impl Cluster {
             let apply =
                 self.kubectl("configuring CoreDNS").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
             apply.input(rig_file("coredns.yaml")?).run()?;
-            let restart = ["-n", "kube-system", "rollout", "restart", "deployment/coredns"];
-            self.kubectl("restarting CoreDNS").args(restart).run()?;
+            // Removed rather than restarted one after the other: those that are there are about to end themselves.
+            let remove = ["-n", "kube-system", "delete", "pods", "-l", "k8s-app=kube-dns", "--force"];
+            self.kubectl("restarting CoreDNS").args(remove).run()?;
         } else {
             node_image::busybox(&self.engine)?;
             self.load_image(BUSYBOX)?;
@@ -241,7 +241,7 @@ impl Cluster {
         let dns = ["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"];
         self.kubectl("waiting for CoreDNS").args(dns).limit(130).run()?;
         // What an earlier, failed check left.
-        self.clear_check()?;
+        self.clear_check(true)?;
         let manifest = rig_file("check.yaml")?.replace("@BUSYBOX@", BUSYBOX);
         self.kubectl("creating the check's pods").args(["apply", "-f", "-"]).input(manifest).run()?;
         let wait =
@@ -263,12 +263,13 @@ impl Cluster {
         if !fs::metadata(&self.audit_log).is_ok_and(|meta| meta.len() > 0) {
             bail!("the API server writes no audit log to {}", self.audit_log.display());
         }
-        self.clear_check()
+        self.clear_check(false)
     }
 
-    fn clear_check(&self) -> Result<()> {
+    fn clear_check(&self, wait: bool) -> Result<()> {
         let delete = ["delete", "namespace", "quorate-check", "--ignore-not-found", "--timeout=90s"];
-        self.kubectl("removing the check's namespace").args(delete).limit(100).run()
+        let wait = format!("--wait={wait}");
+        self.kubectl("removing the check's namespace").args(delete).arg(wait).limit(100).run()
     }
 
     /// What explains most failures to come up.
@@ -312,16 +313,42 @@ pub fn build_image(bin_dir: &Path, image: &str) -> Result<()> {
     let engine = Engine::ensure()?;
     step("kind", &format!("building {image}"), || {
         let context = image_context(&[&bin_dir.join("quorate-operator"), &bin_dir.join("quorate-node")])?;
-        // A build that only needs the last stages is something BuildKit does; the older builder would run all of them.
+        let path = root().join("Dockerfile");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        write(&context.join("Dockerfile"), without_compiling(&text)?)?;
         engine
             .docker(format!("building {image}"))
-            .env("DOCKER_BUILDKIT", "1")
-            .args(["build", "-q", "--build-arg", "PROGRAMS=prebuilt", "-t", image, "-f"])
-            .arg(root().join("Dockerfile"))
+            .args(["build", "-q", "--build-arg", "PROGRAMS=prebuilt", "-t", image])
             .arg(&context)
             .limit(180)
-            .run()
+            .run()?;
+        if engine.is_own() {
+            // The image that had the tag until now has no name left.
+            engine.docker("removing nameless images").args(["image", "prune", "-f"]).run()?;
+        }
+        fs::remove_dir_all(&context).with_context(|| format!("cannot remove {}", context.display()))
     })
+}
+
+/// The Dockerfile without its stage `compiled`: Docker's older builder runs every stage, needed or not, and that one
+/// needs a base image.
+fn without_compiling(dockerfile: &str) -> Result<String> {
+    let mut kept = String::new();
+    let mut dropping = false;
+    let mut dropped = false;
+    for line in dockerfile.split_inclusive('\n') {
+        if line.starts_with("FROM ") {
+            dropping = line.trim_end().ends_with(" AS compiled");
+            dropped |= dropping;
+        }
+        if !dropping {
+            kept.push_str(line);
+        }
+    }
+    if !dropped {
+        bail!("the Dockerfile has no stage `compiled`, which was to be left out");
+    }
+    Ok(kept)
 }
 
 /// Makes the image of the end-to-end driver, which runs inside the cluster: the driver and etcdctl.
@@ -349,4 +376,30 @@ fn image_context(programs: &[&Path]) -> Result<PathBuf> {
     let certificates = Path::new("/etc/ssl/certs/ca-certificates.crt");
     copy(certificates, &context.join("ca-certificates.crt")).context("is the package ca-certificates installed?")?;
     Ok(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_from_programs_compiled_outside_needs_no_base_image() {
+        let text = fs::read_to_string(root().join("Dockerfile")).unwrap();
+        let kept = without_compiling(&text).unwrap();
+        let bases: Vec<&str> = kept.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
+        assert_eq!(bases, ["scratch AS prebuilt", "${PROGRAMS} AS programs", "scratch"]);
+        assert!(kept.starts_with('#') && kept.contains("ARG PROGRAMS="));
+        assert!(without_compiling("FROM scratch\n").is_err());
+    }
+
+    #[test]
+    fn the_configuration_has_no_place_left_open() {
+        for local in [true, false] {
+            let image = NodeImage { name: "n".to_owned(), local };
+            let (config, _) = configuration(&image).unwrap();
+            let open = config.lines().find(|line| !line.trim_start().starts_with('#') && line.contains('@'));
+            assert_eq!(open, None);
+            assert_eq!(config.contains("cgroupDriver: cgroupfs"), local);
+        }
+    }
 }

@@ -228,8 +228,11 @@ pub fn fix() -> Result<()> {
 }
 
 pub fn tools() -> Result<()> {
-    for path in [tools::etcdctl()?, tools::etcd()?, tools::kubectl()?, tools::helm()?, tools::kind()?] {
-        println!("{}", path.display());
+    // One after the other, so that each can be used as soon as it is there.
+    let all =
+        [tools::etcdctl, tools::etcd, tools::etcdutl, tools::etcd_benchmark, tools::kubectl, tools::helm, tools::kind];
+    for tool in all {
+        println!("{}", tool()?.display());
     }
     Ok(())
 }

@@ -26,6 +26,17 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Ending waits for the containers, which get ten seconds.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
+/// An engine turns forwarding on and drops by default what it does not know; both are put back when ours ends.
+const NOTE_FORWARDING: &str = "{ cat /proc/sys/net/ipv4/ip_forward; iptables -S FORWARD | sed -n 's/^-P FORWARD //p'; } \
+     >/run/quorate/forwarding";
+/// Removes the engine's chains and the rules that jump to them, and nothing else.
+const RESTORE_FORWARDING: &str = "set -eu
+    [ -e /run/quorate/forwarding ] || exit 0
+    { read -r forward; read -r policy; } </run/quorate/forwarding
+    iptables-save | grep -v DOCKER | sed \"s/^:FORWARD [A-Z]*/:FORWARD $policy/\" | iptables-restore
+    echo \"$forward\" >/proc/sys/net/ipv4/ip_forward
+    rm /run/quorate/forwarding";
+
 /// An engine that answers.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -52,6 +63,11 @@ impl Engine {
 
     pub fn is_own(&self) -> bool {
         self.host.is_some()
+    }
+
+    /// What `DOCKER_HOST` must be to talk to this engine; None if it is the environment's own.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 
     fn answers(&self) -> bool {
@@ -111,6 +127,7 @@ fn log_file() -> PathBuf {
 fn start() -> Result<Engine> {
     clear_runtime_dir()?;
     as_root("mkdir", format!("making {RUNTIME_DIR}")).args(["-p", RUNTIME_DIR]).run()?;
+    as_root("sh", "noting how this machine forwards packets").args(["-c", NOTE_FORWARDING]).run()?;
     let group = Run::new("id", "asking for this user's group").arg("-gn").output()?;
     let mut arguments = vec![
         format!("--data-root={}", cache_dir().join("docker").display()),
@@ -197,6 +214,7 @@ fn clear_runtime_dir() -> Result<()> {
     for mount in below.into_iter().rev() {
         as_root("umount", format!("unmounting {mount}")).args(["-l", mount]).run()?;
     }
+    as_root("sh", "putting back how this machine forwards packets").args(["-c", RESTORE_FORWARDING]).run()?;
     as_root("rm", format!("removing {RUNTIME_DIR}")).args(["-rf", RUNTIME_DIR]).run()
 }
 

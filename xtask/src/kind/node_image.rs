@@ -23,6 +23,8 @@ const DEBOOTSTRAP_LIMIT_SECONDS: u64 = 15 * 60;
 /// Overrides the choice: `local`, `published` or the name of an image.
 const CHOICE_VARIABLE: &str = "QUORATE_NODE_IMAGE";
 
+/// What node images built here are called, followed by what they were built from.
+const REPOSITORY: &str = "quorate.dev/node";
 const DEBIAN_RELEASE: &str = "bookworm";
 /// What a node needs beside the base system.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,containerd,runc,containernetworking-plugins,iptables,nftables,iproute2,\
@@ -111,7 +113,7 @@ fn local_name() -> Result<String> {
         }
     }
     let hash = content_hash(inputs.iter().map(Vec::as_slice));
-    Ok(format!("quorate.dev/node:{version}-{}", &hash[..12]))
+    Ok(format!("{REPOSITORY}:{version}-{}", &hash[..12]))
 }
 
 fn rig() -> PathBuf {
@@ -172,6 +174,17 @@ fn build(engine: &Engine, name: &str) -> Result<()> {
         run("rm", &["-rf"], &[&merged])
     })?;
     fs::remove_dir_all(&overlay).with_context(|| format!("cannot remove {}", overlay.display()))
+}
+
+/// Removes node images that an earlier state of the rig was built into: more than a gigabyte each.
+pub fn remove_others(engine: &Engine, kept: &NodeImage) -> Result<()> {
+    let list =
+        engine.docker("listing node images").args(["images", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY]);
+    for image in list.output()?.lines().filter(|image| *image != kept.name) {
+        // One that a container of somebody's still uses stays.
+        engine.docker("removing an old node image").args(["image", "rm", image]).end()?;
+    }
+    Ok(())
 }
 
 /// Debian's base system with what a node needs, in a directory of the cache.
