@@ -8,8 +8,8 @@ use quorate_state::command::KeyRange;
 use quorate_state::store::{ChangeAt, Forgotten, Store, TreeStore};
 use quorate_state::version::KeyValue;
 
-mod rng;
-use rng::Rng;
+mod common;
+use common::rng::Rng;
 
 /// Every version in order of making. Slow and plain.
 #[derive(Clone, Default)]

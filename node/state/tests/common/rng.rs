@@ -1,6 +1,4 @@
 //! A small seeded generator for tests.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 pub struct Rng(u64);
 
 impl Rng {
