@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use quorate_raft::io::Change;
-use quorate_raft::types::MemberId;
+use quorate_raft::types::{ConfigAt, MemberId};
 
 use crate::net::{CALM, Weather};
 use crate::oracle::Violation;
@@ -90,6 +90,7 @@ enum Fault {
     OneWay,
     Split,
     Bridge,
+    Flap,
     HealLinks,
     Crash,
     PowerLoss,
@@ -97,6 +98,8 @@ enum Fault {
     SlowDisk,
     DiskStall,
     FsyncError,
+    DiskFull,
+    Rot,
     ClockRate,
     Pause,
     AddLearner,
@@ -105,10 +108,14 @@ enum Fault {
     Remove,
     Swap,
     Transfer,
+    /// Replaces a member whose disk is damaged, or removes whoever is dead.
+    Replace,
+    /// Asks for what must be refused, or for two changes at once.
+    BadChange,
 }
 
 /// The classes a run over many seeds must have triggered.
-pub const CLASSES: [&str; 23] = [
+pub const CLASSES: [&str; 29] = [
     "lost messages",
     "duplicated messages",
     "reordered messages",
@@ -116,12 +123,16 @@ pub const CLASSES: [&str; 23] = [
     "one-way cut",
     "split",
     "partial partition",
+    "flapping links",
     "crash",
     "power loss",
     "power loss of all",
     "slow disk",
     "disk stall",
     "fsync error",
+    "disk full",
+    "rot",
+    "rot refused",
     "clock rate",
     "pause",
     "add learner",
@@ -130,18 +141,21 @@ pub const CLASSES: [&str; 23] = [
     "remove",
     "swap",
     "transfer",
+    "replace",
+    "bad change",
     "checkpoints",
     "snapshots installed",
 ];
 
 fn weights(profile: Profile) -> Vec<(Fault, u64)> {
     use Fault::*;
-    let network = vec![(Storm, 4), (Isolate, 3), (OneWay, 3), (Split, 3), (Bridge, 2), (HealLinks, 8)];
+    let network = vec![(Storm, 4), (Isolate, 3), (OneWay, 3), (Split, 3), (Bridge, 2), (Flap, 2), (HealLinks, 9)];
     let crashes = vec![(Crash, 6), (PowerLoss, 4), (PowerLossAll, 1)];
     let disk = vec![(SlowDisk, 4), (DiskStall, 2)];
-    let errors = vec![(FsyncError, 3)];
+    let errors = vec![(FsyncError, 3), (DiskFull, 2), (Rot, 1), (Replace, 2)];
     let clock = vec![(ClockRate, 4), (Pause, 4)];
-    let members = vec![(AddLearner, 4), (Promote, 8), (Demote, 1), (Remove, 4), (Swap, 3), (Transfer, 4)];
+    let members =
+        vec![(AddLearner, 4), (Promote, 8), (Demote, 1), (Remove, 4), (Swap, 4), (Transfer, 4), (BadChange, 3)];
     match profile {
         Profile::Calm => vec![(Transfer, 1)],
         Profile::Lossy => vec![(Storm, 1)],
@@ -168,6 +182,11 @@ pub fn shape(rng: &mut Rng, profile: Profile) -> Shape {
         keep_entries: if tiny { rng.between(1, 40) } else { 2_000 },
         persist_every: if tiny { rng.between(1, 60) } else { 500 },
         flush_us: if rng.chance(500) { (100, 900) } else { (500, 8_000) },
+        apply_us: *rng.pick(&[(0, 0), (50, 500), (1_000, 20_000)]).expect("not empty"),
+        segment_bytes: 4096 * rng.between(4, 40),
+        max_append_bytes: if tiny { 400 } else { 1 << 20 },
+        inflight_bytes_max: if tiny { 2_000 } else { 1 << 20 },
+        eager_changes: matches!(profile, Profile::Churn | Profile::All),
     }
 }
 
@@ -178,11 +197,13 @@ pub struct Faults {
     weights: Vec<(Fault, u64)>,
     profile: Profile,
     pub until: u64,
+    /// Members whose disk was filled.
+    full: Vec<MemberId>,
 }
 
 impl Faults {
     pub fn new(rng: Rng, profile: Profile, until: u64) -> Faults {
-        Faults { rng, weights: weights(profile), profile, until }
+        Faults { rng, weights: weights(profile), profile, until, full: Vec::new() }
     }
 
     pub fn next(&mut self, world: &mut World) -> Result<(), Violation> {
@@ -255,6 +276,19 @@ impl Faults {
                     }
                 }
             }
+            Fault::Flap => {
+                world.count("flapping links");
+                let period = self.rng.between(5_000, 400_000);
+                for peer in &ids {
+                    if self.rng.chance(500) {
+                        continue;
+                    }
+                    world.net.flap(target, *peer, period);
+                    if self.rng.chance(700) {
+                        world.net.flap(*peer, target, period);
+                    }
+                }
+            }
             Fault::Crash => {
                 world.count("crash");
                 self.down(world, target, false)?;
@@ -278,14 +312,47 @@ impl Faults {
             }
             Fault::DiskStall => {
                 let slowness = self.rng.between(200, 2_000);
-                if let Some(member) = world.members.get_mut(&target) {
-                    member.disk_slowness = if member.disk_slowness > 100 { 1 } else { slowness };
+                match world.members.get_mut(&target) {
+                    Some(member) if member.disk_slowness <= 100 => member.disk_slowness = slowness,
+                    Some(_) | None => world.end_stall(target),
                 }
             }
             Fault::FsyncError => {
                 world.fail_next_fsync(target);
                 let back = self.rng.between(500_000, 3_000_000);
                 world.schedule_restart(target, back);
+            }
+            Fault::DiskFull => {
+                world.fill_disk(target, true);
+                self.full.push(target);
+                if self.rng.chance(600) {
+                    for id in std::mem::take(&mut self.full) {
+                        world.fill_disk(id, false);
+                    }
+                }
+            }
+            Fault::Rot => {
+                let dead = voters.iter().filter(|id| world.is_dead(**id)).count();
+                // A majority must keep intact copies; without one the right answer is to refuse.
+                if voters.contains(&target) && dead < voters.len().saturating_sub(1) / 2 && world.rot(target)? {
+                    world.count("rot");
+                }
+            }
+            Fault::Replace => {
+                let dead = world.config().members.keys().copied().find(|id| world.is_dead(*id));
+                if let (Some(leader), Some(dead)) = (world.leader(), dead) {
+                    world.count("replace");
+                    world.change(leader, Change::Remove { id: dead })?;
+                    if ids.len() < MEMBERS_MAX {
+                        world.join(leader)?;
+                    }
+                }
+            }
+            Fault::BadChange => {
+                if let Some(leader) = world.leader() {
+                    world.count("bad change");
+                    self.bad_change(world, leader)?;
+                }
             }
             Fault::ClockRate => {
                 world.count("clock rate");
@@ -343,6 +410,35 @@ impl Faults {
             }
         }
         Ok(())
+    }
+
+    fn bad_change(&mut self, world: &mut World, leader: MemberId) -> Result<(), Violation> {
+        let config = world.config().clone();
+        let new = World::add_learner(MemberId(1_000 + self.rng.below(9)));
+        match self.rng.below(4) {
+            0 => {
+                let far = ConfigAt { incarnation: 1, term: 1 + self.rng.below(3), index: 1 << 40 };
+                world.change_wrongly(leader, Some(far), new)
+            }
+            1 => {
+                let gone: Vec<MemberId> = config.removed.iter().copied().collect();
+                let Some(id) = self.rng.pick(&gone) else { return Ok(()) };
+                world.change_wrongly(leader, None, World::add_learner(*id))
+            }
+            2 => {
+                let members: Vec<MemberId> = config.members.keys().copied().collect();
+                let Some(id) = self.rng.pick(&members) else { return Ok(()) };
+                // An id that an uncommitted entry removes may not be a member at this leader any more; it is still used up.
+                world.change_wrongly(leader, None, World::add_learner(*id))
+            }
+            _ => {
+                // The second of two at once finds the first in flight.
+                let ids: Vec<MemberId> = config.learners.iter().copied().collect();
+                let Some(id) = self.rng.pick(&ids).copied() else { return Ok(()) };
+                world.change(leader, Change::Promote { id, lag_max: LAG_MAX })?;
+                world.change(leader, Change::Remove { id })
+            }
+        }
     }
 
     fn down(&mut self, world: &mut World, id: MemberId, power: bool) -> Result<(), Violation> {

@@ -1,12 +1,19 @@
-//! Whole clusters of the shipped core on a simulated disk, network and clock, from one seed.
+//! Whole clusters of the shipped core and log on a simulated disk, network and clock, from one seed.
 //!
-//! Single thread, no clock, no randomness but the seed's: equal seeds give equal runs, as the trace hash shows.
+//! Single thread, no clock, no randomness but the seed's: equal seeds give equal runs, as the trace hash shows. The core
+//! (`quorate_raft::Node`) and the log with its recovery (`quorate_log::Log`) are the shipped ones; the network, the disk
+//! below the log, the clocks and the engine are simulated. Every promise is checked while a run goes on (`oracle`,
+//! `watch`), and every run ends with a healed quorum that must serve and agree.
 
+mod clients;
 pub mod faults;
+mod lives;
 pub mod machine;
 pub mod net;
 pub mod oracle;
+mod process;
 pub mod rng;
 pub mod run;
 pub mod storage;
+pub mod watch;
 pub mod world;

@@ -15,6 +15,21 @@ pub struct RequestId {
     pub number: u64,
 }
 
+/// What one put made of one key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    pub revision: i64,
+    pub key: Bytes,
+    pub value: Bytes,
+}
+
+/// An applied command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    pub request: RequestId,
+    pub written: Written,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     applied: Index,
@@ -40,16 +55,17 @@ impl Machine {
         self.hash
     }
 
-    /// Applies the next entry; gives who asked for it and the revision it made.
-    pub fn apply(&mut self, entry: &Entry) -> Option<(RequestId, i64)> {
+    /// Applies the next entry.
+    pub fn apply(&mut self, entry: &Entry) -> Option<Applied> {
         assert_eq!(entry.index, self.applied + 1, "entries are applied in order");
         self.applied = entry.index;
         let Payload::Data(data) = &entry.payload else { return None };
         let (request, key, value) = decode(data.clone());
         self.revision += 1;
-        self.hash = mix(self.hash ^ mix(fold(&key)) ^ fold(&value)).wrapping_add(self.revision.unsigned_abs());
-        self.pairs.insert(key, (value, self.revision));
-        Some((request, self.revision))
+        let revision = self.revision;
+        self.hash = mix(self.hash ^ mix(fold(&key)) ^ fold(&value)).wrapping_add(revision.unsigned_abs());
+        self.pairs.insert(key.clone(), (value.clone(), revision));
+        Some(Applied { request, written: Written { revision, key, value } })
     }
 }
 
@@ -63,7 +79,7 @@ pub fn encode_put(request: RequestId, key: &Bytes, value: &Bytes) -> Bytes {
     out.freeze()
 }
 
-pub fn decode(mut data: Bytes) -> (RequestId, Bytes, Bytes) {
+fn decode(mut data: Bytes) -> (RequestId, Bytes, Bytes) {
     let request = RequestId { origin: MemberId(data.get_u64()), number: data.get_u64() };
     let key_bytes = data.get_u32();
     let key = data.split_to(usize::try_from(key_bytes).expect("a u32 fits"));

@@ -10,6 +10,8 @@ use crate::rng::Rng;
 #[derive(Clone, Copy, Debug, Default)]
 struct Link {
     cut: bool,
+    /// Cut and whole in turns of this length; 0 is steady.
+    flap_us: u64,
 }
 
 /// Conditions that hold for the whole network for a while.
@@ -53,6 +55,10 @@ impl Net {
         self.links.entry((from, to)).or_default().cut = true;
     }
 
+    pub fn flap(&mut self, from: MemberId, to: MemberId, period_us: u64) {
+        self.links.entry((from, to)).or_default().flap_us = period_us;
+    }
+
     pub fn heal(&mut self) {
         self.links.clear();
         self.weather = CALM;
@@ -62,14 +68,14 @@ impl Net {
         self.links.clear();
     }
 
-    pub fn is_cut(&self, from: MemberId, to: MemberId) -> bool {
-        self.links.get(&(from, to)).is_some_and(|l| l.cut)
+    pub fn is_cut(&self, from: MemberId, to: MemberId, now: u64) -> bool {
+        self.links.get(&(from, to)).is_some_and(|l| l.cut || (l.flap_us > 0 && (now / l.flap_us) % 2 == 1))
     }
 
     /// Delays of the copies of one message that will arrive; empty when it is lost. Each copy is delayed on its own, so
     /// messages overtake one another.
-    pub fn deliveries(&mut self, from: MemberId, to: MemberId) -> Vec<u64> {
-        if self.is_cut(from, to) || self.rng.chance(self.weather.loss_per_mille) {
+    pub fn deliveries(&mut self, from: MemberId, to: MemberId, now: u64) -> Vec<u64> {
+        if self.is_cut(from, to, now) || self.rng.chance(self.weather.loss_per_mille) {
             self.lost += 1;
             return Vec::new();
         }

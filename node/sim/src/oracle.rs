@@ -3,12 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use quorate_raft::types::{Config, Entry, HardState, Index, MemberId, Payload, Record, Recovered, SnapMeta, Term};
+use quorate_raft::Node;
+use quorate_raft::types::{
+    Config, Entry, HardState, Index, MemberId, Payload, Record, Recovered, SnapMeta, Term, WriteSeq,
+};
+
+use crate::machine::Written;
 
 /// A broken promise. The text names the promise, the members and the numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
 
+/// Fails the run with this text unless the condition holds.
 macro_rules! hold {
     ($condition:expr, $($text:tt)*) => {
         if !$condition {
@@ -16,6 +22,8 @@ macro_rules! hold {
         }
     };
 }
+
+pub(crate) use hold;
 
 /// What one member's disk surely holds: every record whose flush was reported, and nothing else.
 #[derive(Clone, Debug, Default)]
@@ -92,44 +100,61 @@ impl Durable {
         Ok(())
     }
 
-    /// After a restart everything reported durable is there (I1, I5, I14).
-    pub fn check_recovered(&self, who: MemberId, found: &Recovered) -> Result<(), Violation> {
-        hold!(found.hard.term >= self.hard.term, "I5 {who} forgot term {}: found {}", self.hard.term, found.hard.term);
-        let vote_kept =
-            found.hard.term > self.hard.term || self.hard.vote.is_none() || found.hard.vote == self.hard.vote;
-        hold!(
-            vote_kept,
-            "I5 {who} forgot its vote in term {}: {:?}, found {:?}",
-            self.hard.term,
-            self.hard.vote,
-            found.hard.vote
-        );
-        let found_log = Durable { hard: found.hard, snapshot: found.snapshot.clone(), entries: found.entries.clone() };
-        // Records behind the last reported flush may have reached the disk too: a truncation with other entries, or a
-        // later mark. Only a log that is shorter without having been replaced by a newer term is a loss.
-        for entry in &self.entries {
-            if entry.index <= found_log.snapshot.index {
-                continue;
-            }
-            match found_log.term_at(entry.index) {
-                Some(term) if term == entry.term => {}
-                Some(term) => {
-                    hold!(term > entry.term, "I1 {who} holds term {term} at {} instead of {}", entry.index, entry.term)
-                }
-                None => {
-                    let last_term = found_log.term_at(found_log.last_index()).unwrap_or_default();
-                    hold!(
-                        last_term > entry.term,
-                        "I1 {who} lost durable entry {} of term {}: its log ends at {}",
-                        entry.index,
-                        entry.term,
-                        found_log.last_index()
-                    );
-                }
-            }
+    /// Follows a whole batch.
+    pub fn follow_all(&mut self, who: MemberId, batch: &[(WriteSeq, Record)]) -> Result<(), Violation> {
+        batch.iter().try_for_each(|(_, record)| self.follow(who, record))
+    }
+
+    fn equals(&self, found: &Recovered) -> bool {
+        self.hard == found.hard && self.snapshot == found.snapshot && self.entries == found.entries
+    }
+
+    /// After a restart everything reported durable is there and nothing else, but for the one batch that was under way:
+    /// all of it or nothing (I1, I5, I14). Takes over which of the two it was.
+    pub fn check_recovered(
+        &mut self,
+        who: MemberId,
+        found: &Recovered,
+        under_way: &[(WriteSeq, Record)],
+    ) -> Result<(), Violation> {
+        if self.equals(found) {
+            return Ok(());
         }
+        let before = self.clone();
+        self.follow_all(who, under_way)?;
+        hold!(
+            self.equals(found),
+            "I1 the disk of {who} gave back {}, {} was promised, {} with what was under way",
+            summary(found.hard, &found.snapshot, &found.entries),
+            summary(before.hard, &before.snapshot, &before.entries),
+            summary(self.hard, &self.snapshot, &self.entries)
+        );
         Ok(())
     }
+
+    /// What memory holds above the cut is what the disk holds, once nothing is under way.
+    pub fn check_memory(&self, who: MemberId, node: &Node) -> Result<(), Violation> {
+        let same = node.entries().eq(self.entries.iter());
+        let status = node.status();
+        hold!(
+            same && (status.term, status.vote) == (self.hard.term, self.hard.vote),
+            "I5 memory of {who} is not its disk: term {} vote {:?} entries {} to {}, disk {}",
+            status.term,
+            status.vote,
+            status.compacted + 1,
+            status.last_index,
+            summary(self.hard, &self.snapshot, &self.entries)
+        );
+        Ok(())
+    }
+}
+
+fn summary(hard: HardState, snapshot: &SnapMeta, entries: &[Entry]) -> String {
+    let last = entries.last().map_or((snapshot.term, snapshot.index), |entry| (entry.term, entry.index));
+    format!(
+        "(term {}, vote {:?}, mark {} of term {}, last {} of term {})",
+        hard.term, hard.vote, snapshot.index, snapshot.term, last.1, last.0
+    )
 }
 
 /// One client operation, as the client saw it. Instants are simulated microseconds.
@@ -153,6 +178,13 @@ pub struct Oracle {
     /// Every entry that any member ever reported committed, from index 1.
     pub committed: Vec<Entry>,
     hashes: BTreeMap<Index, u64>,
+    /// Every entry any disk ever held, by its place: fingerprint and the term of the entry before (log matching).
+    stored: BTreeMap<(Index, Term), (u64, Term)>,
+    /// Every configuration any disk ever held, by its place.
+    configs: BTreeMap<(Index, Term), Config>,
+    bootstrap: Config,
+    /// Votes that are on disk: by term, who voted for whom.
+    votes: BTreeMap<Term, BTreeMap<MemberId, MemberId>>,
     /// The last committed configuration.
     pub config: Config,
     history: Vec<Done>,
@@ -160,7 +192,7 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn new(bootstrap: Config) -> Oracle {
-        Oracle { config: bootstrap, ..Oracle::default() }
+        Oracle { config: bootstrap.clone(), bootstrap, ..Oracle::default() }
     }
 
     /// I5, election safety. Source: Raft thesis, figure 3.2.
@@ -168,6 +200,71 @@ impl Oracle {
         let first = *self.leaders.entry(term).or_insert(who);
         hold!(first == who, "I5 two leaders in term {term}: {first} and {who}");
         Ok(())
+    }
+
+    /// I5, leader completeness, and a majority of the newest configuration voted. Source: Raft thesis §3.6.3, figure 3.2.
+    pub fn elected(&self, node: &Node) -> Result<(), Violation> {
+        let (id, term) = (node.id(), node.term());
+        if let Some(last) = self.committed.iter().rev().find(|entry| entry.term < term) {
+            let held = node.term_at(last.index);
+            let is_there = held == Some(last.term) || (held.is_none() && node.status().compacted > last.index);
+            hold!(is_there, "I5 {id} leads term {term} without committed entry {} of term {}", last.index, last.term);
+        }
+        let none = BTreeMap::new();
+        let votes = self.votes.get(&term).unwrap_or(&none);
+        let mine: BTreeSet<MemberId> = votes.iter().filter(|(_, to)| **to == id).map(|(from, _)| *from).collect();
+        let config = self.newest_config(node);
+        for voters in [&config.voters, &config.voters_outgoing] {
+            let count = voters.intersection(&mine).count();
+            hold!(
+                voters.is_empty() || count > voters.len() / 2,
+                "I5 {id} leads term {term} with the durable votes of {mine:?} only, voters are {voters:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The newest configuration in a member's log, found without asking its own bookkeeping.
+    pub fn newest_config(&self, node: &Node) -> &Config {
+        let compacted = node.status().compacted;
+        let in_log = |at: &(Index, Term)| at.0 <= compacted || node.term_at(at.0) == Some(at.1);
+        let is_there = |at: &(Index, Term)| {
+            // Below the cut only committed configurations count.
+            at.0 > compacted || self.committed.get(at.0 as usize - 1).is_some_and(|entry| entry.term == at.1)
+        };
+        self.configs.iter().rev().find(|(at, _)| in_log(at) && is_there(at)).map_or(&self.bootstrap, |(_, c)| c)
+    }
+
+    /// I5, log matching: equal place, equal entry, and equal entry before. Source: Raft thesis, figure 3.2.
+    pub fn stored(&mut self, who: MemberId, entry: &Entry, term_before: Option<Term>) -> Result<(), Violation> {
+        let print = fingerprint(entry);
+        let Some(term_before) = term_before else { return Ok(()) };
+        let first = *self.stored.entry((entry.index, entry.term)).or_insert((print, term_before));
+        hold!(
+            first == (print, term_before),
+            "I5 {who} holds another entry at {} of term {}: after term {term_before} instead of {}",
+            entry.index,
+            entry.term,
+            first.1
+        );
+        Ok(())
+    }
+
+    /// A leader appended a configuration; it counts from here on, on disk or not.
+    pub fn config_placed(&mut self, at: (Index, Term), config: &Config) {
+        self.configs.entry(at).or_insert_with(|| config.clone());
+    }
+
+    /// A vote reached a disk.
+    pub fn voted(&mut self, who: MemberId, hard: &HardState) {
+        if let Some(to) = hard.vote {
+            self.votes.entry(hard.term).or_default().insert(who, to);
+        }
+    }
+
+    /// Whether an entry of this term is committed.
+    pub fn has_committed_in(&self, term: Term) -> bool {
+        self.committed.last().is_some_and(|entry| entry.term >= term)
     }
 
     /// I5, state machine safety, and I6: what is committed is committed everywhere alike. True when the entry is news.
@@ -233,18 +330,18 @@ impl Oracle {
     }
 
     /// I1 and I2: every acknowledged write is in the final history at its revision, a write that certainly failed is not,
-    /// every read saw the state at some instant within its duration. `truth`: (revision, key, value) of every committed put.
-    pub fn check_history(&self, truth: &[(i64, Bytes, Bytes)]) -> Result<(), Violation> {
-        let by_revision: BTreeMap<i64, (&Bytes, &Bytes)> = truth.iter().map(|(r, k, v)| (*r, (k, v))).collect();
+    /// every read saw the state at some instant within its duration. `truth`: every committed put.
+    pub fn check_history(&self, truth: &[Written]) -> Result<(), Violation> {
+        let by_revision: BTreeMap<i64, &Written> = truth.iter().map(|w| (w.revision, w)).collect();
         let mut by_key: BTreeMap<&Bytes, Vec<(i64, &Bytes)>> = BTreeMap::new();
-        for (revision, key, value) in truth {
-            by_key.entry(key).or_default().push((*revision, value));
+        for written in truth {
+            by_key.entry(&written.key).or_default().push((written.revision, &written.value));
         }
-        let values: BTreeSet<&Bytes> = truth.iter().map(|(_, _, v)| v).collect();
+        let values: BTreeSet<&Bytes> = truth.iter().map(|written| &written.value).collect();
         for done in &self.history {
             match &done.operation {
                 Operation::Put { key, value, revision: Some(revision), .. } => {
-                    let held = by_revision.get(revision).is_some_and(|(k, v)| *k == key && *v == value);
+                    let held = by_revision.get(revision).is_some_and(|w| w.key == *key && w.value == *value);
                     hold!(held, "I1 put acknowledged at revision {revision} is not in the final history");
                 }
                 Operation::Put { value, certain_failure: true, .. } => {
@@ -295,6 +392,15 @@ impl Oracle {
     }
 }
 
+fn fingerprint(entry: &Entry) -> u64 {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    match &entry.payload {
+        Payload::Noop => 1,
+        Payload::Data(data) => data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| fold(hash, *byte)),
+        Payload::Config(config) => format!("{config:?}").bytes().fold(7, fold),
+    }
+}
+
 /// I6: one change at a time, quorums of successive configurations intersect, a removed id never returns.
 fn successive(old: &Config, new: &Config) -> Result<(), Violation> {
     hold!(!new.voters.is_empty(), "I6 a configuration without voters: {new:?}");
@@ -341,8 +447,10 @@ mod tests {
         let found = seen.map(|r| (Bytes::from(format!("v{r}")), r));
         Done { started, ended, operation: Operation::Get { key: Bytes::from_static(b"k"), found, store_revision } }
     }
-    fn truth(revisions: &[i64]) -> Vec<(i64, Bytes, Bytes)> {
-        revisions.iter().map(|r| (*r, Bytes::from_static(b"k"), Bytes::from(format!("v{r}")))).collect()
+    fn truth(revisions: &[i64]) -> Vec<Written> {
+        let written =
+            |r: &i64| Written { revision: *r, key: Bytes::from_static(b"k"), value: Bytes::from(format!("v{r}")) };
+        revisions.iter().map(written).collect()
     }
     fn check(history: Vec<Done>, revisions: &[i64]) -> String {
         let oracle = Oracle { history, ..Oracle::default() };

@@ -14,6 +14,9 @@ const SERVE_US: u64 = 10 * 300_000;
 /// And all members that run must hold equal states this much later.
 const CONVERGE_US: u64 = 20_000_000;
 
+/// A request that a running process has not answered for this long is lost.
+const ANSWER_US: u64 = 3_000_000;
+
 /// What one run did.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -72,6 +75,7 @@ fn life(world: &mut World, faults: &mut Faults, rng: &mut Rng, until: u64) -> Re
     heal(world, rng)?;
     serve(world)?;
     converge(world)?;
+    world.check_answered(ANSWER_US)?;
     world.oracle.check_history(&world.truth())
 }
 
@@ -79,12 +83,12 @@ fn life(world: &mut World, faults: &mut Faults, rng: &mut Rng, until: u64) -> Re
 fn heal(world: &mut World, rng: &mut Rng) -> Result<(), Violation> {
     world.net.heal();
     let config = world.config().clone();
-    let spare =
-        config.voters.iter().copied().find(|_| config.voters.len() >= 3 && !config.is_joint() && rng.chance(200));
+    let dead = config.voters.iter().filter(|id| world.is_dead(**id)).count();
+    let may_spare = config.voters.len() >= 3 && !config.is_joint() && dead == 0;
+    let spare = config.voters.iter().copied().find(|_| may_spare && rng.chance(200));
     for id in world.ids() {
-        if let Some(member) = world.members.get_mut(&id) {
-            member.disk_slowness = 1;
-        }
+        world.end_stall(id);
+        world.fill_disk(id, false);
         world.set_clock_rate(id, 1000);
         if Some(id) == spare {
             world.crash(id, true)?;
@@ -107,10 +111,10 @@ fn serve(world: &mut World) -> Result<(), Violation> {
             return Ok(());
         }
     }
-    let states = world.states();
     Err(Violation(format!(
-        "I18 healed, but only {} writes acknowledged within {SERVE_US} µs; states {states:?}",
-        world.acknowledged() - before
+        "I18 healed, but only {} writes acknowledged within {SERVE_US} µs; {}",
+        world.acknowledged() - before,
+        world.describe()
     )))
 }
 
@@ -122,9 +126,9 @@ fn converge(world: &mut World) -> Result<(), Violation> {
         world.run(next, &mut |_| Ok(()))?;
         let states = world.states();
         let equal = states.windows(2).all(|pair| (pair[0].1, pair[0].2) == (pair[1].1, pair[1].2));
-        if equal && !states.is_empty() {
+        if equal && !states.is_empty() && !world.config().is_joint() {
             return Ok(());
         }
     }
-    Err(Violation(format!("I3 healed, but members did not converge: {:?}", world.states())))
+    Err(Violation(format!("I3 healed, but members did not converge: {:?}; {}", world.states(), world.describe())))
 }

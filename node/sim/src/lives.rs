@@ -1,0 +1,172 @@
+//! Crashes, starts and pauses.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use quorate_log::{LogError, Verdict};
+use quorate_raft::Node;
+use quorate_raft::io::Input;
+use quorate_raft::types::{MemberId, WriteSeq};
+
+use crate::clients::Ticket;
+use crate::oracle::Violation;
+use crate::process::{Asked, Process};
+use crate::watch::Watch;
+use crate::world::{Event, World};
+
+impl World {
+    /// Ends a process. With `power`, what was not flushed is gone as the disk decides; else the page cache lives on.
+    pub fn crash(&mut self, id: MemberId, power: bool) -> Result<(), Violation> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let Some(process) = member.process.take() else { return Ok(()) };
+        member.life += 1;
+        member.paused = false;
+        member.backlog.clear();
+        let under_way = process.flushing.clone().unwrap_or_default();
+        let asked: Vec<Asked> = process.asked.values().map(|(_, asked)| *asked).collect();
+        let tickets: Vec<Ticket> =
+            process.puts.into_values().chain(process.reads_ready.into_iter().map(|(_, t)| t)).collect();
+        member.storage.crash(process.log, process.flushing.as_deref(), power, &mut self.rng);
+        member.under_way = under_way;
+        self.say(|| format!("{id} {}", if power { "loses power" } else { "crashes" }));
+        // Clients see their connections break and do not know.
+        for asked in asked {
+            if let Asked::Put(ticket) | Asked::Read(ticket) = asked {
+                self.client_unknown(ticket);
+            }
+        }
+        for ticket in tickets {
+            self.client_unknown(ticket);
+        }
+        // The other ends see their connections reset, unless the network is cut too or the whole machine is gone.
+        for peer in self.up() {
+            if !power && !self.net.is_cut(id, peer, self.now) {
+                let delay = self.rng.between(100, 1_000);
+                self.at(self.now + delay, Event::PeerGone { member: peer, peer: id });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn restart(&mut self, id: MemberId) -> Result<(), Violation> {
+        let now = self.now;
+        let (seed, nonce) = (self.rng.next(), self.rng.next());
+        let cfg = self.cfg(id);
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        if member.process.is_some() || member.is_dead {
+            return Ok(());
+        }
+        let (log, recovered) = match member.storage.open(nonce) {
+            Ok(found) => found,
+            Err(LogError::Corrupt { .. } | LogError::LostVote { .. }) if member.is_rotten => {
+                member.is_dead = true;
+                self.count("rot refused");
+                self.say(|| format!("{id} refuses to start: its disk is damaged"));
+                return Ok(());
+            }
+            Err(error) if error.verdict() == Verdict::Retry => {
+                self.schedule_restart(id, 200_000);
+                return Ok(());
+            }
+            Err(error) => return Err(Violation(format!("I1 {id} cannot start again: {error}"))),
+        };
+        let under_way = std::mem::take(&mut member.under_way);
+        let adopted = recovered.entries.is_empty() && recovered.snapshot == member.storage.engine.0;
+        if adopted && member.durable.snapshot != recovered.snapshot {
+            // The engine was beyond the log; what the log held before no longer matters.
+            member.durable = crate::oracle::Durable {
+                hard: recovered.hard,
+                snapshot: recovered.snapshot.clone(),
+                entries: Vec::new(),
+            };
+        } else {
+            member.durable.check_recovered(id, &recovered, &under_way)?;
+        }
+        self.oracle.voted(id, &recovered.hard);
+        let (meta, machine) = member.storage.engine.clone();
+        let time = member.clock.read(now);
+        let watch = Watch::new(id, &cfg, time);
+        let node = Node::restart(cfg, recovered, time, seed);
+        let committed = node.commit();
+        member.process = Some(Process {
+            node,
+            log,
+            machine,
+            watch,
+            applied_term: meta.term,
+            applied_config: (meta.config_at, meta.config.clone()),
+            to_apply: VecDeque::new(),
+            is_applying: false,
+            to_write: VecDeque::new(),
+            flushing: None,
+            flush_number: 0,
+            written: WriteSeq(0),
+            held: VecDeque::new(),
+            staged: None,
+            installing: None,
+            next_wake: None,
+            asked: BTreeMap::new(),
+            puts: BTreeMap::new(),
+            reads_ready: Vec::new(),
+        });
+        self.say(|| format!("{id} starts"));
+        if meta.index > committed {
+            self.input(id, Input::Persisted { meta })?;
+        }
+        self.input(id, Input::Tick)
+    }
+
+    pub fn pause(&mut self, id: MemberId, for_us: u64) {
+        if let Some(member) = self.members.get_mut(&id).filter(|m| m.process.is_some() && !m.paused) {
+            member.paused = true;
+            self.at(self.now + for_us, Event::Resume { member: id });
+        }
+    }
+
+    pub(crate) fn resume(&mut self, id: MemberId) -> Result<(), Violation> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        if !member.paused {
+            return Ok(());
+        }
+        member.paused = false;
+        for event in std::mem::take(&mut member.backlog) {
+            self.handle(event)?;
+        }
+        Ok(())
+    }
+
+    /// The next flush of this member fails.
+    pub fn fail_next_fsync(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get(&id).filter(|m| m.process.is_some()) {
+            member.storage.disk.fail_next_sync();
+        }
+    }
+
+    /// Fills the disk of a member, or gives it room again.
+    pub fn fill_disk(&mut self, id: MemberId, full: bool) {
+        if let Some(member) = self.members.get(&id) {
+            let used = member.storage.disk.used_bytes();
+            member.storage.disk.set_capacity(full.then_some(used));
+        }
+    }
+
+    /// Damages the promised part of a member's disk and starts it again. It must refuse, or have lost nothing.
+    pub fn rot(&mut self, id: MemberId) -> Result<bool, Violation> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(false) };
+        let Some(process) = member.process.as_mut() else { return Ok(false) };
+        // An unsealed last batch that rots is cut like a torn one: a loss this version declares.
+        if process.flushing.is_some() {
+            return Ok(false);
+        }
+        if let Err(error) = process.log.seal_tail() {
+            self.log_failed(id, &error)?;
+            return Ok(false);
+        }
+        self.crash(id, false)?;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.storage.rot(&mut self.rng);
+            member.is_rotten = true;
+        }
+        self.restart(id)?;
+        Ok(true)
+    }
+}

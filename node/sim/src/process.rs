@@ -1,0 +1,570 @@
+//! One running process: the core, its log, its machine, and how inputs and effects go between them.
+//!
+//! Obeys the contract of `quorate_raft::io` exactly as the driver of the node does: effects in order, a message that waits
+//! for a write leaves once that write is durable, one flush in flight, a failed flush ends the process.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use quorate_log::Verdict;
+use quorate_raft::Node;
+use quorate_raft::io::{Effect, Event as CoreEvent, Input, Outcome};
+use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, Record, SnapMeta, Term, Token, WriteSeq};
+use quorate_raft::wire::{self, Msg};
+
+use crate::clients::Ticket;
+use crate::machine::{Image, Machine};
+use crate::oracle::{Durable, Oracle, Violation, hold};
+use crate::storage::SimLog;
+use crate::watch::{self, Watch};
+use crate::world::{Event, World};
+
+/// A flush older than this is reported as a stall.
+const STALL_US: u64 = 500_000;
+/// After a full disk refused a batch it is tried again this much later.
+const NOSPACE_RETRY_US: u64 = 50_000;
+/// Every so many flushes memory and disk are compared.
+const COMPARE_EVERY: u64 = 16;
+/// Every so many messages the bytes on the wire are made and read back.
+const CODEC_EVERY: u64 = 8;
+
+/// What a token was given out for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    Put(Ticket),
+    Read(Ticket),
+    Change,
+    Transfer,
+}
+
+/// A running process. Gone at a crash.
+pub(crate) struct Process {
+    pub(crate) node: Node,
+    pub(crate) log: SimLog,
+    pub(crate) machine: Machine,
+    pub(crate) watch: Watch,
+    /// Configuration and term at the applied index, for snapshots.
+    pub(crate) applied_term: Term,
+    pub(crate) applied_config: (ConfigAt, Config),
+    pub(crate) to_apply: VecDeque<Entry>,
+    pub(crate) is_applying: bool,
+    pub(crate) to_write: VecDeque<(WriteSeq, Record)>,
+    pub(crate) flushing: Option<Vec<(WriteSeq, Record)>>,
+    pub(crate) flush_number: u64,
+    pub(crate) written: WriteSeq,
+    pub(crate) held: VecDeque<(WriteSeq, MemberId, Msg)>,
+    pub(crate) staged: Option<(SnapMeta, Image)>,
+    pub(crate) installing: Option<(SnapMeta, Image)>,
+    pub(crate) next_wake: Option<u64>,
+    /// Tokens without an outcome, with the instant they were given out.
+    pub(crate) asked: BTreeMap<Token, (u64, Asked)>,
+    pub(crate) puts: BTreeMap<u64, Ticket>,
+    pub(crate) reads_ready: Vec<(Index, Ticket)>,
+}
+
+impl Process {
+    /// The state at the applied index, with what a snapshot of it must say.
+    fn image(&self) -> (SnapMeta, Image) {
+        let meta = SnapMeta {
+            index: self.machine.applied(),
+            term: self.applied_term,
+            config: self.applied_config.1.clone(),
+            config_at: self.applied_config.0,
+        };
+        (meta, self.machine.clone())
+    }
+}
+
+impl World {
+    /// Notes that a token waits for its outcome.
+    pub(crate) fn ask(&mut self, id: MemberId, token: Token, asked: Asked) {
+        let now = self.now;
+        if let Some(process) = self.process(id) {
+            process.asked.insert(token, (now, asked));
+        }
+    }
+
+    pub(crate) fn wake(&mut self, id: MemberId, life: u64) -> Result<(), Violation> {
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id).filter(|m| m.life == life) else { return Ok(()) };
+        let clock = member.clock;
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        process.next_wake = None;
+        if process.node.deadline() <= clock.read(now) {
+            self.input(id, Input::Tick)
+        } else {
+            self.plan_wake(id);
+            Ok(())
+        }
+    }
+
+    pub(crate) fn plan_wake(&mut self, id: MemberId) {
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let (clock, life) = (member.clock, member.life);
+        let Some(process) = member.process.as_mut() else { return };
+        let due = clock.world_at(process.node.deadline(), now).max(now + 1);
+        if process.next_wake.is_none_or(|planned| planned > due) {
+            process.next_wake = Some(due);
+            self.at(due, Event::Wake { member: id, life });
+        }
+    }
+
+    /// Feeds one input and carries out what follows from it.
+    pub fn input(&mut self, id: MemberId, input: Input) -> Result<(), Violation> {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let now = self.now;
+            let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+            let time = member.clock.read(now);
+            let Some(process) = member.process.as_mut() else { return Ok(()) };
+            let mut effects = Vec::new();
+            process.watch.before(time, &input, &process.node);
+            process.node.step(time, input, &mut effects);
+            for effect in effects {
+                self.effect(id, effect, &mut inputs)?;
+            }
+            if let Some(process) = self.process(id) {
+                process.watch.after(time, &process.node)?;
+            }
+        }
+        self.maybe_persist(id)?;
+        self.start_flush(id);
+        self.plan_wake(id);
+        Ok(())
+    }
+
+    fn effect(&mut self, id: MemberId, effect: Effect, inputs: &mut VecDeque<Input>) -> Result<(), Violation> {
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let time = member.clock.read(now);
+        let persisted = member.storage.engine.0.index;
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        match effect {
+            Effect::Write { seq, record } => {
+                if let Record::SnapshotMark(meta) = &record {
+                    hold!(
+                        meta.index <= persisted,
+                        "I1 {id} cuts its log at {}, its engine holds {persisted}",
+                        meta.index
+                    );
+                }
+                process.to_write.push_back((seq, record));
+            }
+            Effect::Send { to, msg, after } => {
+                process.watch.emitted(time, to, &msg, &process.node)?;
+                match after {
+                    Some(seq) if seq > process.written => process.held.push_back((seq, to, msg)),
+                    Some(_) | None => self.send(id, to, msg)?,
+                }
+            }
+            Effect::Commit { entries } => self.commit(id, entries)?,
+            Effect::ReadAt { token, index } => self.read_at(id, token, index)?,
+            Effect::Resolve { token, outcome } => self.resolve(id, token, outcome)?,
+            Effect::Acked { .. } => {}
+            Effect::SendSnapshot { to, term } => self.send_snapshot(id, to, term, inputs),
+            Effect::Install { meta } => self.install(id, meta)?,
+            Effect::Event(event) => self.core_event(id, event)?,
+        }
+        Ok(())
+    }
+
+    fn core_event(&mut self, id: MemberId, event: CoreEvent) -> Result<(), Violation> {
+        self.say(|| format!("{id} {event:?}"));
+        let Some(member) = self.members.get(&id) else { return Ok(()) };
+        let time = member.clock.read(self.now);
+        let Some(process) = member.process.as_ref() else { return Ok(()) };
+        match event {
+            CoreEvent::BecameLeader { term } => {
+                self.oracle.elected(&process.node)?;
+                self.oracle.leader(term, id)?;
+                self.mix(term);
+                self.count("elections");
+                if self.shape.eager_changes && self.rng.chance(200) {
+                    self.at(self.now + 50, Event::Eager { member: id });
+                }
+            }
+            CoreEvent::LeaderReady { term, noop_index, .. } => {
+                let committed = usize::try_from(noop_index).ok().and_then(|at| self.oracle.committed.get(at - 1));
+                hold!(
+                    committed.is_some_and(|entry| entry.term == term),
+                    "I6 {id} is ready in term {term}, of which nothing is committed"
+                );
+            }
+            CoreEvent::ConfigActive { at, config } => {
+                if process.node.is_leader() && at.term == process.node.term() {
+                    hold!(
+                        self.oracle.has_committed_in(at.term),
+                        "I6 {id} changes the configuration before its own term {} committed",
+                        at.term
+                    );
+                    process.watch.config_appended(time, &config, &process.node)?;
+                }
+                if at.index > 0 {
+                    self.oracle.config_placed((at.index, at.term), &config);
+                }
+            }
+            CoreEvent::Removed { .. } => self.count("members told they are removed"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, from: MemberId, to: MemberId, msg: Msg) -> Result<(), Violation> {
+        let member = &self.members[&from];
+        if let Some(process) = &member.process {
+            watch::leaves(from, to, &msg, &process.node, &member.durable)?;
+        }
+        if self.rng.below(CODEC_EVERY) == 0 {
+            let mut bytes = BytesMut::new();
+            wire::encode(&msg, &mut bytes);
+            let mut bytes: Bytes = bytes.freeze();
+            let read = wire::decode(&mut bytes);
+            hold!(read.as_ref() == Ok(&msg) && bytes.is_empty(), "I13 {msg:?} is read back as {read:?}");
+        }
+        for delay in self.net.deliveries(from, to, self.now) {
+            self.at(self.now + delay, Event::Deliver { from, to, msg: msg.clone() });
+        }
+        Ok(())
+    }
+
+    // Commit and apply.
+
+    fn commit(&mut self, id: MemberId, entries: Vec<Entry>) -> Result<(), Violation> {
+        for entry in &entries {
+            if self.oracle.commit(id, entry)? {
+                self.check_quorum(id, entry)?;
+            }
+            self.mix(entry.index ^ entry.term << 32);
+        }
+        let (low, high) = self.shape.apply_us;
+        let wait = if high == 0 { 0 } else { self.rng.between(low, high) };
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let life = member.life;
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        if let Some(last) = entries.last() {
+            process.watch.committed((last.index, last.term), &process.node)?;
+        }
+        process.to_apply.extend(entries);
+        if !process.is_applying {
+            process.is_applying = true;
+            self.at(now + wait, Event::Apply { member: id, life });
+        }
+        Ok(())
+    }
+
+    /// The apply thread takes all that is waiting.
+    pub(crate) fn apply(&mut self, id: MemberId, life: u64) -> Result<(), Violation> {
+        let Some(process) = self.alive(id, life) else { return Ok(()) };
+        process.is_applying = false;
+        let entries: Vec<Entry> = process.to_apply.drain(..).collect();
+        let mut applied = None;
+        for entry in entries {
+            let process = self.alive(id, life).expect("it runs");
+            if entry.index <= process.machine.applied() {
+                continue;
+            }
+            let done = process.machine.apply(&entry);
+            process.applied_term = entry.term;
+            if let Payload::Config(config) = &entry.payload {
+                let at = ConfigAt { incarnation: 1, term: entry.term, index: entry.index };
+                process.applied_config = (at, config.clone());
+            }
+            applied = Some(entry.index);
+            let hash = process.machine.hash();
+            self.oracle.applied(id, entry.index, hash)?;
+            self.mix(hash);
+            if let Some(done) = done
+                && done.request.origin == id
+            {
+                self.answer_put(id, done.request.number, done.written.revision);
+            }
+        }
+        self.answer_reads(id);
+        match applied {
+            Some(index) => self.input(id, Input::Applied { index }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checked at the first member that reports an entry committed.
+    fn check_quorum(&mut self, id: MemberId, entry: &Entry) -> Result<(), Violation> {
+        let Some(process) = self.members.get(&id).and_then(|m| m.process.as_ref()) else { return Ok(()) };
+        hold!(
+            process.watch.leads(&process.node),
+            "I5 {id} follows and is the first to report {} of term {} committed",
+            entry.index,
+            entry.term
+        );
+        let config = self.oracle.newest_config(&process.node);
+        let holds = |durable: &Durable| {
+            durable.snapshot.index >= entry.index || durable.term_at(entry.index) == Some(entry.term)
+        };
+        let holders = self.members.iter().filter(|(_, m)| holds(&m.durable)).map(|(id, _)| *id).collect();
+        Oracle::on_a_quorum(entry, config, &holders)
+    }
+
+    // The disk.
+
+    pub(crate) fn start_flush(&mut self, id: MemberId) {
+        let (low, high) = self.shape.flush_us;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let slowness = member.disk_slowness;
+        let Some(process) = member.process.as_mut() else { return };
+        if process.flushing.is_some() || process.to_write.is_empty() {
+            return;
+        }
+        process.flushing = Some(process.to_write.drain(..).collect());
+        process.flush_number += 1;
+        let took = self.rng.between(low, high) * slowness;
+        self.plan_flush_end(id, took);
+    }
+
+    /// A disk that hung works again.
+    pub fn end_stall(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.disk_slowness = 1;
+            if member.process.as_ref().is_some_and(|process| process.flushing.is_some()) {
+                self.plan_flush_end(id, 1_000);
+            }
+        }
+    }
+
+    fn plan_flush_end(&mut self, id: MemberId, took: u64) {
+        let now = self.now;
+        let member = &self.members[&id];
+        let life = member.life;
+        let Some(process) = member.process.as_ref() else { return };
+        let flush = process.flush_number;
+        self.at(now + took, Event::Flushed { member: id, life, flush });
+        if took > STALL_US {
+            self.at(now + STALL_US, Event::StallCheck { member: id, life, flush });
+        }
+    }
+
+    pub(crate) fn check_stall(&mut self, id: MemberId, life: u64, flush: u64) -> Result<(), Violation> {
+        let stalled = self.alive(id, life).is_some_and(|p| p.flushing.is_some() && p.flush_number == flush);
+        if stalled {
+            self.count("disk stall");
+            self.say(|| format!("{id} disk stalled"));
+            self.input(id, Input::DiskStalled)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn flushed(&mut self, id: MemberId, life: u64, flush: u64) -> Result<(), Violation> {
+        let Some(member) = self.members.get_mut(&id).filter(|m| m.life == life) else { return Ok(()) };
+        let Some(process) = member.process.as_mut().filter(|p| p.flush_number == flush) else { return Ok(()) };
+        let Some(batch) = process.flushing.take() else { return Ok(()) };
+        if let Err(error) = process.log.append(&batch) {
+            process.flushing = Some(batch);
+            return match error.verdict() {
+                Verdict::Retry => {
+                    self.count("disk full");
+                    self.plan_flush_end(id, NOSPACE_RETRY_US);
+                    Ok(())
+                }
+                Verdict::Reject | Verdict::Halt => self.log_failed(id, &error),
+            };
+        }
+        let upto = batch.last().expect("a batch is not empty").0;
+        process.written = upto;
+        for (_, record) in &batch {
+            let before = member.durable.term_at(member.durable.last_index());
+            member.durable.follow(id, record)?;
+            match record {
+                Record::Append(entries) => {
+                    let mut before = before;
+                    for entry in entries {
+                        self.oracle.stored(id, entry, before)?;
+                        before = Some(entry.term);
+                    }
+                }
+                Record::HardState(hard) => self.oracle.voted(id, hard),
+                Record::TruncateTo(_) | Record::SnapshotMark(_) => {}
+            }
+        }
+        if process.flush_number % COMPARE_EVERY == 0 && process.to_write.is_empty() {
+            member.durable.check_memory(id, &process.node)?;
+        }
+        let ready = process.held.iter().take_while(|(seq, _, _)| *seq <= upto).count();
+        let released: Vec<_> = process.held.drain(..ready).collect();
+        for (_, to, msg) in released {
+            self.send(id, to, msg)?;
+        }
+        self.input(id, Input::Written { upto })
+    }
+
+    /// A failed flush ends the process; the machine lives on.
+    pub(crate) fn log_failed(&mut self, id: MemberId, error: &quorate_log::LogError) -> Result<(), Violation> {
+        hold!(
+            matches!(error, quorate_log::LogError::Io { .. }),
+            "I1 the log of {id} refuses what the core writes: {error}"
+        );
+        self.count("fsync error");
+        self.input(id, Input::WriteFailed)?;
+        self.crash(id, false)
+    }
+
+    /// The engine makes its state durable now and then, never beyond the local durable index.
+    fn maybe_persist(&mut self, id: MemberId) -> Result<(), Violation> {
+        let every = self.shape.persist_every;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        let applied = process.machine.applied();
+        let due = applied >= member.storage.engine.0.index + every && applied <= process.node.durable_index();
+        if !due || process.installing.is_some() {
+            return Ok(());
+        }
+        let image = process.image();
+        let meta = image.0.clone();
+        let disk_term = member.durable.term_at(applied);
+        hold!(
+            disk_term == Some(meta.term),
+            "I1 the engine of {id} would persist {applied} of term {}, its disk holds {disk_term:?}",
+            meta.term
+        );
+        member.storage.engine = image;
+        self.count("checkpoints");
+        self.input(id, Input::Persisted { meta })
+    }
+
+    // Snapshots.
+
+    fn send_snapshot(&mut self, id: MemberId, to: MemberId, term: Term, inputs: &mut VecDeque<Input>) {
+        let member = &self.members[&id];
+        let Some(process) = member.process.as_ref() else { return };
+        let (image, life) = (process.image(), member.life);
+        let copies = self.net.deliveries(id, to, self.now);
+        if copies.is_empty() {
+            inputs.push_back(Input::SnapshotSent { to, index: image.0.index, ok: false });
+            return;
+        }
+        self.count("snapshots sent");
+        for delay in copies {
+            let image = Box::new(image.clone());
+            self.at(self.now + delay * 5, Event::SnapshotArrives { from: id, to, term, life, image });
+        }
+    }
+
+    pub(crate) fn snapshot_arrives(
+        &mut self,
+        from: MemberId,
+        to: MemberId,
+        term: Term,
+        life: u64,
+        image: (SnapMeta, Image),
+    ) -> Result<(), Violation> {
+        let meta = image.0.clone();
+        let arrived = match self.process(to) {
+            // A swap under way keeps its image; the core ignores the newcomer.
+            Some(process) => {
+                process.staged = Some(image);
+                true
+            }
+            None => false,
+        };
+        if arrived {
+            self.input(to, Input::SnapshotReady { from, term, meta: meta.clone() })?;
+        }
+        if self.alive(from, life).is_some() {
+            self.input(from, Input::SnapshotSent { to, index: meta.index, ok: arrived })?;
+        }
+        Ok(())
+    }
+
+    /// The engine begins to swap to the staged state.
+    fn install(&mut self, id: MemberId, meta: SnapMeta) -> Result<(), Violation> {
+        let wait = self.rng.between(100, 30_000);
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let life = member.life;
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        let commit = process.node.commit();
+        hold!(meta.index > commit, "I1 {id} installs a snapshot at {}, it has committed {commit}", meta.index);
+        let staged = process.staged.take();
+        hold!(
+            staged.as_ref().is_some_and(|(staged, _)| *staged == meta),
+            "I13 {id} installs {meta:?}, staged is another"
+        );
+        process.installing = staged;
+        self.at(now + wait, Event::Installed { member: id, life, index: meta.index });
+        Ok(())
+    }
+
+    /// The engine has swapped, durably.
+    pub(crate) fn installed(&mut self, id: MemberId, life: u64, index: Index) -> Result<(), Violation> {
+        let Some(member) = self.members.get_mut(&id).filter(|m| m.life == life) else { return Ok(()) };
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        let Some((meta, image)) = process.installing.take() else { return Ok(()) };
+        process.to_apply.retain(|entry| entry.index > index);
+        process.machine = image.clone();
+        process.applied_term = meta.term;
+        process.applied_config = (meta.config_at, meta.config.clone());
+        let hash = image.hash();
+        member.storage.engine = (meta, image);
+        self.oracle.applied(id, index, hash)?;
+        self.count("snapshots installed");
+        self.answer_reads(id);
+        self.input(id, Input::Installed { index })
+    }
+
+    // Outcomes.
+
+    fn read_at(&mut self, id: MemberId, token: Token, index: Index) -> Result<(), Violation> {
+        let Some(process) = self.process(id) else { return Ok(()) };
+        let term = process.node.term();
+        let is_leader = process.node.is_leader();
+        if let Some((_, Asked::Read(ticket))) = process.asked.remove(&token) {
+            process.reads_ready.push((index, ticket));
+        }
+        hold!(
+            !is_leader || self.oracle.has_committed_in(term),
+            "I2 {id} answers a read in term {term} before anything of it committed"
+        );
+        self.answer_reads(id);
+        Ok(())
+    }
+
+    fn resolve(&mut self, id: MemberId, token: Token, outcome: Outcome) -> Result<(), Violation> {
+        self.say(|| format!("{id} resolves {token:?}: {outcome:?}"));
+        let is_forbidden = self.must_refuse.contains(&token);
+        let is_refused = matches!(outcome, Outcome::Refused(_));
+        hold!(!is_forbidden || is_refused, "I6 {id} grants a change that must be refused: {outcome:?}");
+        let Some(process) = self.process(id) else { return Ok(()) };
+        let asked = process.asked.remove(&token).map(|(_, asked)| asked);
+        match (asked, &outcome) {
+            (None, _) => return Err(Violation(format!("I2 {id} answers {token:?} twice: {outcome:?}"))),
+            // The machine's answer follows when it is applied.
+            (Some(Asked::Put(_)), Outcome::Committed { .. }) => {}
+            (Some(Asked::Put(ticket) | Asked::Read(ticket)), Outcome::Refused(refusal)) => {
+                process.puts.remove(&token.0);
+                self.client_refused(ticket, refusal);
+            }
+            (Some(Asked::Put(ticket) | Asked::Read(ticket)), _) => {
+                process.puts.remove(&token.0);
+                self.client_unknown(ticket);
+            }
+            (Some(Asked::Change), Outcome::Committed { .. }) => self.count("changes committed"),
+            (Some(Asked::Transfer), Outcome::Transferred) => self.count("transfers done"),
+            (Some(Asked::Change | Asked::Transfer), _) => {}
+        }
+        Ok(())
+    }
+
+    /// Every request to a process that still runs has an outcome by now.
+    pub fn check_answered(&self, age_us: u64) -> Result<(), Violation> {
+        for (id, member) in &self.members {
+            let Some(process) = member.process.as_ref() else { continue };
+            if let Some((token, (since, asked))) = process.asked.iter().find(|(_, (at, _))| at + age_us < self.now) {
+                return Err(Violation(format!(
+                    "I18 {id} has not answered {token:?} ({asked:?}) for {} µs; {}",
+                    self.now - since,
+                    self.describe()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
