@@ -1,4 +1,5 @@
 //! The machine against the model over random commands, with snapshots and restores between.
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 mod common;
 

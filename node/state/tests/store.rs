@@ -1,4 +1,5 @@
 //! The contract of [`Store`], run on every implementation, and on a list of versions that is obviously right.
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
