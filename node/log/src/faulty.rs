@@ -259,6 +259,12 @@ impl FaultyDisk {
     pub fn fail_next_sync(&self) {
         self.0.borrow_mut().fail_next_sync = true;
     }
+    /// Ends every fault that is on order: no failing flush, no limit of room.
+    pub fn heal(&self) {
+        let mut state = self.0.borrow_mut();
+        state.fail_next_sync = false;
+        state.capacity_bytes = None;
+    }
     /// Limits the sum of file lengths.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.0.borrow_mut().capacity_bytes = bytes;

@@ -60,7 +60,11 @@ impl World {
         if self.clients_stopped {
             return Ok(());
         }
-        let up = self.up();
+        let mut up = self.up();
+        if up.iter().any(|id| self.config().contains(*id)) && !self.rng.chance(50) {
+            // Discovery names the members; now and then it is out of date.
+            up.retain(|id| self.oracle.config.contains(*id));
+        }
         let state = self.client_mut(client);
         if state.busy.is_some() {
             return Ok(());

@@ -319,8 +319,6 @@ impl Faults {
             }
             Fault::FsyncError => {
                 world.fail_next_fsync(target);
-                let back = self.rng.between(500_000, 3_000_000);
-                world.schedule_restart(target, back);
             }
             Fault::DiskFull => {
                 world.fill_disk(target, true);
@@ -334,7 +332,8 @@ impl Faults {
             Fault::Rot => {
                 let dead = voters.iter().filter(|id| world.is_dead(**id)).count();
                 // A majority must keep intact copies; without one the right answer is to refuse.
-                if voters.contains(&target) && dead < voters.len().saturating_sub(1) / 2 && world.rot(target)? {
+                let may = voters.contains(&target) && dead < voters.len().saturating_sub(1) / 2;
+                if may && world.is_config_settled() && world.rot(target)? {
                     world.count("rot");
                 }
             }

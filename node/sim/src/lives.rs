@@ -141,6 +141,15 @@ impl World {
         }
     }
 
+    /// Ends the faults of a member's disk and clock.
+    pub fn heal_member(&mut self, id: MemberId) {
+        self.end_stall(id);
+        self.set_clock_rate(id, 1000);
+        if let Some(member) = self.members.get(&id) {
+            member.storage.disk.heal();
+        }
+    }
+
     /// Fills the disk of a member, or gives it room again.
     pub fn fill_disk(&mut self, id: MemberId, full: bool) {
         if let Some(member) = self.members.get(&id) {

@@ -404,6 +404,8 @@ impl World {
         );
         self.count("fsync error");
         self.input(id, Input::WriteFailed)?;
+        let back = self.rng.between(100_000, 2_000_000);
+        self.schedule_restart(id, back);
         self.crash(id, false)
     }
 

@@ -84,12 +84,10 @@ fn heal(world: &mut World, rng: &mut Rng) -> Result<(), Violation> {
     world.net.heal();
     let config = world.config().clone();
     let dead = config.voters.iter().filter(|id| world.is_dead(**id)).count();
-    let may_spare = config.voters.len() >= 3 && !config.is_joint() && dead == 0;
+    let may_spare = config.voters.len() >= 3 && !config.is_joint() && dead == 0 && world.is_config_settled();
     let spare = config.voters.iter().copied().find(|_| may_spare && rng.chance(200));
     for id in world.ids() {
-        world.end_stall(id);
-        world.fill_disk(id, false);
-        world.set_clock_rate(id, 1000);
+        world.heal_member(id);
         if Some(id) == spare {
             world.crash(id, true)?;
         } else {

@@ -440,6 +440,15 @@ impl World {
         self.ask_change(leader, token, None, change)
     }
 
+    /// No member's log holds a configuration other than the newest committed one.
+    pub fn is_config_settled(&self) -> bool {
+        let same = |member: &Member| {
+            member.process.as_ref().is_none_or(|p| *p.node.status().newest_config.config == self.oracle.config)
+        };
+        let members = self.oracle.config.members.keys();
+        members.filter_map(|id| self.members.get(id)).all(|member| member.process.is_some() && same(member))
+    }
+
     pub fn is_dead(&self, id: MemberId) -> bool {
         self.members.get(&id).is_some_and(|member| member.is_dead)
     }
