@@ -199,8 +199,14 @@ impl Node {
     /// beyond the log, which counts as the mark.
     pub(super) fn on_installed(&mut self, index: Index, out: &mut Vec<Effect>) {
         let Some(meta) = self.installing.take_if(|meta| meta.index == index) else { return };
-        self.log = Log::behind(meta.index, meta.term);
-        self.history = History::new(&meta);
+        if planted!(self, LogKeptUnderSnapshot) && self.log.last_index() >= meta.index {
+            self.log.cut_to(meta.index);
+        } else {
+            self.log = Log::behind(meta.index, meta.term);
+        }
+        if !planted!(self, SnapshotKeepsConfig) {
+            self.history = History::new(&meta);
+        }
         let seq = self.durable.replace(meta.index);
         (self.commit, self.applied, self.persisted) = (meta.index, meta.index, meta.index);
         self.unapplied_bytes = 0;

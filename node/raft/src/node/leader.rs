@@ -330,6 +330,7 @@ impl Node {
     /// Sends one round to everybody. Never waits for a disk; carries the reads that wait.
     pub(super) fn heartbeat_round(&mut self, out: &mut Vec<Effect>) {
         let (now, term, commit) = (self.now, self.hard.term, self.commit);
+        let is_uncapped = planted!(self, HeartbeatCommitAboveMatch);
         let Role::Leader(leader) = &mut self.role else { return };
         leader.round += 1;
         leader.heartbeat_due = now.after(self.cfg.heartbeat_us);
@@ -338,7 +339,7 @@ impl Node {
             leader.rounds_sent.pop_front();
         }
         for (id, peer) in &mut leader.peers {
-            let commit = commit.min(peer.matched);
+            let commit = if is_uncapped { commit } else { commit.min(peer.matched) };
             peer.commit_told = peer.commit_told.max(commit);
             peer.heartbeat_sent(leader.round);
             let msg = Msg::Heartbeat { term, commit, round: leader.round };

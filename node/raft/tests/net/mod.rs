@@ -303,10 +303,15 @@ impl Net {
     }
 
     pub fn propose(&mut self, id: MemberId, data: Bytes) -> Token {
-        let token = self.token(id);
-        self.truth.proposals.insert(token, data.clone());
-        self.step(id, Input::Propose { batch: vec![(token, data)] });
-        token
+        self.propose_batch(id, vec![data])[0]
+    }
+
+    pub fn propose_batch(&mut self, id: MemberId, batch: Vec<Bytes>) -> Vec<Token> {
+        let batch: Vec<(Token, Bytes)> = batch.into_iter().map(|data| (self.token(id), data)).collect();
+        self.truth.proposals.extend(batch.iter().cloned());
+        let tokens = batch.iter().map(|(token, _)| *token).collect();
+        self.step(id, Input::Propose { batch });
+        tokens
     }
 
     pub fn read(&mut self, id: MemberId) -> Token {
@@ -401,6 +406,12 @@ impl Net {
         self.flights.push(Flight { from, to, packet: Packet::Msg(msg) });
     }
 
+    pub fn send_snapshot(&mut self, from: MemberId, to: MemberId) {
+        let member = self.member(from);
+        let packet = Packet::Snapshot(member.node().term(), Box::new(member.engine.clone()));
+        self.flights.push(Flight { from, to, packet });
+    }
+
     /// Hands one packet over. A packet to a member that is down or unknown is lost.
     pub fn deliver(&mut self, flight: Flight) {
         let Flight { from, to, packet } = flight;
@@ -466,8 +477,8 @@ impl Net {
             Effect::Resolve { token, outcome } => self.note_outcome(token, outcome),
             Effect::Acked { peer, durable } => self.check_acked(id, peer, durable),
             Effect::SendSnapshot { to, term } => {
-                let engine = Box::new(self.member(id).engine.clone());
-                self.flights.push(Flight { from: id, to, packet: Packet::Snapshot(term, engine) });
+                assert_eq!(term, self.member(id).node().term(), "a snapshot is sent in the leader's term");
+                self.send_snapshot(id, to);
             }
             Effect::Install { meta } => self.member_mut(id).installing = Some(meta),
             Effect::Event(Event::BecameLeader { term }) => self.check_new_leader(id, term),
@@ -613,9 +624,11 @@ impl Net {
 
     /// Lets `micros` pass, one deadline after the other.
     pub fn run(&mut self, micros: u64, is_cut: impl Fn(MemberId, MemberId) -> bool) {
+        const TICKS_PER_MS_MAX: u64 = 20;
         let end = self.now.after(micros);
         self.settle(&is_cut);
-        loop {
+        for ticks in 0.. {
+            assert!(ticks <= 100 + micros / 1_000 * TICKS_PER_MS_MAX, "deadlines advance");
             let next = self.up().into_iter().map(|id| self.member(id).node().deadline()).min().unwrap_or(end);
             if next > end {
                 self.now = end;
