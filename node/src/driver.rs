@@ -556,6 +556,7 @@ impl Driver {
             }
             Event::ConfigCommitted { at, config } => {
                 tracing::info!(?at, voters = ?config.voters, joint = config.is_joint(), "configuration committed");
+                self.out.peers.set_committed(*at, Arc::new(config.clone()));
             }
             Event::Removed { at } => tracing::warn!(?at, "this member was removed; it serves nothing and waits to be stopped"),
             Event::TransferStarted { to } => tracing::info!(%to, "handing leadership over"),

@@ -177,7 +177,12 @@ async fn member(args: Args) -> Result<()> {
     tokio::select! {
         ended = driver => return ended?.map_err(|_| anyhow::anyhow!("the driver panicked: a broken invariant"))?,
         served = served => served.context("serving ended")?,
-        () = async { interrupts.next().await; inbox.tell(DriverInput::Shutdown); std::future::pending().await } => {}
+        () = async {
+            interrupts.next().await;
+            inbox.tell(DriverInput::Shutdown);
+            // A person who asks twice means it.
+            interrupts.next().await;
+        } => {}
     }
     Ok(())
 }
