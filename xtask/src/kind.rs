@@ -70,7 +70,8 @@ pub fn up() -> Result<Cluster> {
 /// Removes the cluster and, if it was started here, the Docker engine. The cache stays.
 pub fn down() -> Result<()> {
     let lock = lock()?;
-    if let Some(engine) = Engine::answering() {
+    // Without a state directory nothing was ever brought up here: nothing to ask an engine for.
+    if let Some(engine) = state_dir().exists().then(Engine::answering).flatten() {
         let own = engine.is_own();
         let cluster = Cluster {
             kubeconfig: kubeconfig(),
