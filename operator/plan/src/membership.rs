@@ -284,6 +284,12 @@ fn learner_is_late(pass: &Pass<'_>, record: &MemberRecord) -> bool {
     runs && pass.now_ms.saturating_sub(record.created_ms) > LEARNER_DEADLINE_MS
 }
 
+/// The only voter leaves and nobody can take over: its replacement is promoted beside it, and is the one who can.
+pub(crate) fn leads_alone_and_leaves(pass: &Pass<'_>, leader: Leader<'_>) -> bool {
+    let leaving: Vec<_> = pass.voter_records(leader).into_iter().filter(|r| r.retirement.is_some()).collect();
+    !leaving.is_empty() && leaving.iter().all(|r| r.member_id == Some(leader.id())) && successor(pass, leader).is_none()
+}
+
 /// Promotes, or swaps with a voter that leaves, so that no size between is ever passed through.
 fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: MemberId) -> Decision {
     let mut leaving: Vec<_> = pass.voter_records(leader).into_iter().filter(|r| r.retirement.is_some()).collect();
@@ -292,8 +298,7 @@ fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: Me
     if old == Some(leader.id()) && successor(pass, leader).is_some() && !is_planted(Mutant::NoTransferFirst) {
         return pass.transfer_away(leader);
     }
-    // A leader nobody can follow yet is not swapped out: the learner becomes the one who can.
-    let old = old.filter(|old| *old != leader.id());
+    let old = old.filter(|_| !leads_alone_and_leaves(pass, leader));
     let mut after: Vec<_> = leader.voters().map(|v| v.id).filter(|v| Some(*v) != old).collect();
     after.push(id);
     if let Some(waiting) = at_risk(leader, &after, &record.name)

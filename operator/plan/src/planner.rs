@@ -9,8 +9,8 @@ use crate::bootstrap::{bootstrap, seal_and_activate};
 use crate::delete::plan_deletion;
 use crate::intent::{Intent, ValidatedCluster};
 use crate::membership::{
-    clean_up_removed, grow, mark_leavers, record_ids, remove_retiring, restore_records, shrink, shrink_down,
-    start_stopped, successor,
+    clean_up_removed, grow, leads_alone_and_leaves, mark_leavers, record_ids, remove_retiring, restore_records, shrink,
+    shrink_down, start_stopped, successor,
 };
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{MemberId, MemberRecord, Observation, Presence, Volume};
@@ -128,7 +128,8 @@ pub fn budget_floor(voters: usize) -> u32 {
 
 fn budget(pass: &mut Pass<'_>) -> Next {
     let current = pass.view.observed.objects.budget_min_available;
-    let active = pass.view.leader.map(|leader| leader.voters().count());
+    let beside = |leader| usize::from(leads_alone_and_leaves(pass, leader));
+    let active = pass.view.leader.map(|leader| leader.voters().count() + beside(leader));
     let wanted = match pass.cluster.budget {
         PodDisruptionBudget::Disabled => None,
         PodDisruptionBudget::Enabled => Some(budget_floor(active.unwrap_or(0).max(pass.cluster.replicas))),

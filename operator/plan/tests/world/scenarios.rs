@@ -1,0 +1,251 @@
+//! The stories the planner must end well, whatever goes wrong around any of their steps.
+
+use super::World;
+use super::run::Phase::{Blocked, Do, Settle, Steps, Ticks};
+use super::run::{Phase, Scenario};
+
+fn scenario(name: &'static str, replicas: i32, phases: Vec<Phase>) -> Scenario {
+    Scenario { name, replicas, phases }
+}
+
+fn scale_to_1(w: &mut World) {
+    w.edit(|s| s.replicas = 1);
+}
+fn scale_to_2(w: &mut World) {
+    w.edit(|s| s.replicas = 2);
+}
+fn scale_to_3(w: &mut World) {
+    w.edit(|s| s.replicas = 3);
+}
+fn scale_to_5(w: &mut World) {
+    w.edit(|s| s.replicas = 5);
+}
+fn new_image(w: &mut World) {
+    w.edit(|s| s.image = "quorate:2".to_owned());
+}
+fn bad_image(w: &mut World) {
+    w.bad_images.insert("quorate:bad".to_owned());
+    w.edit(|s| s.image = "quorate:bad".to_owned());
+}
+fn old_image(w: &mut World) {
+    w.edit(|s| s.image = "quorate:dev".to_owned());
+}
+fn lose_follower_pod(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.excuse(10);
+    w.lose_pod(&name);
+}
+fn lose_leader_pod(w: &mut World) {
+    let name = w.name_of_leader();
+    w.excuse(10);
+    w.lose_pod(&name);
+}
+fn lose_two_pods(w: &mut World) {
+    let names = w.followers();
+    w.excuse(20);
+    w.lose_pod(&names[0]);
+    w.lose_pod(&names[1]);
+}
+fn lose_all_pods(w: &mut World) {
+    let names: Vec<_> = w.records.keys().cloned().collect();
+    w.excuse(20);
+    names.iter().for_each(|n| w.lose_pod(n));
+}
+fn lose_follower_volume(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.excuse(10);
+    w.lose_volume(&name);
+}
+fn lose_leader_volume(w: &mut World) {
+    let name = w.name_of_leader();
+    w.excuse(10);
+    w.lose_volume(&name);
+}
+fn lose_two_volumes(w: &mut World) {
+    let names = w.followers();
+    w.excuse(1_000_000);
+    w.lose_volume(&names[0]);
+    w.lose_volume(&names[1]);
+}
+fn delete_follower_record(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.delete_record_by_hand(&name);
+}
+fn delete_leader_record(w: &mut World) {
+    let name = w.name_of_leader();
+    w.delete_record_by_hand(&name);
+}
+fn vanish_follower_record(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.excuse(20);
+    w.vanish_record(&name);
+}
+fn remove_follower_by_hand(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.excuse(20);
+    w.remove_by_hand(&name);
+}
+fn lose_marker(w: &mut World) {
+    w.objects.bootstrapped = None;
+    w.objects.applied_hash = None;
+    w.objects.budget_min_available = None;
+}
+fn kill_follower_node(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.excuse(10);
+    w.dead.insert(name.clone());
+    w.lose_pod(&name);
+}
+fn revive_nodes(w: &mut World) {
+    w.dead.clear();
+}
+fn starve_learners(w: &mut World) {
+    w.learners_starve = true;
+}
+fn feed_learners(w: &mut World) {
+    w.learners_starve = false;
+}
+fn pause(w: &mut World) {
+    w.edit(|s| s.paused = true);
+}
+fn unpause(w: &mut World) {
+    w.edit(|s| s.paused = false);
+}
+fn delete(w: &mut World) {
+    w.delete_cluster();
+}
+fn delete_with_volumes(w: &mut World) {
+    w.edit(|s| s.storage.on_cluster_delete = quorate_api::Keep::Delete);
+    w.delete_cluster();
+}
+fn retain_removed(w: &mut World) {
+    w.edit(|s| s.storage.removed_member = quorate_api::Keep::Retain);
+}
+fn grow_volumes(w: &mut World) {
+    w.edit(|s| s.storage.size = "2Gi".to_owned());
+}
+fn invalid_spec(w: &mut World) {
+    w.edit(|s| s.replicas = 4000);
+}
+
+/// All of them; the first ones are the main job.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        scenario("bootstrap_one", 1, vec![Settle]),
+        scenario("bootstrap_single_seed_then_three", 3, vec![Settle]),
+        scenario("bootstrap_five", 5, vec![Settle]),
+        scenario("bootstrap_spec_change_midway", 3, vec![Steps(6), Do(scale_to_5), Steps(7), Do(scale_to_1), Settle]),
+        scenario("bootstrap_bad_image_then_corrected", 3, vec![Do(bad_image), Ticks(20), Do(old_image), Settle]),
+        scenario(
+            "scale_1_3_5_3_1",
+            1,
+            vec![
+                Settle,
+                Do(scale_to_3),
+                Settle,
+                Do(scale_to_5),
+                Settle,
+                Do(scale_to_3),
+                Settle,
+                Do(scale_to_1),
+                Settle,
+            ],
+        ),
+        scenario("scale_to_two_and_back", 3, vec![Settle, Do(scale_to_2), Settle, Do(scale_to_3), Settle]),
+        scenario("scale_in_retains_volumes_when_asked", 3, vec![Do(retain_removed), Settle, Do(scale_to_1), Settle]),
+        scenario("pod_delete_follower", 3, vec![Settle, Do(lose_follower_pod), Ticks(10), Settle]),
+        scenario("pod_delete_leader", 3, vec![Settle, Do(lose_leader_pod), Ticks(10), Settle]),
+        scenario("delete_two_of_three_pods_recovers", 3, vec![Settle, Do(lose_two_pods), Ticks(20), Settle]),
+        scenario("delete_all_pods_recovers", 3, vec![Settle, Do(lose_all_pods), Ticks(20), Settle]),
+        scenario("volume_lost_member_is_replaced", 3, vec![Settle, Do(lose_follower_volume), Ticks(3), Settle]),
+        scenario("volume_lost_leader_is_replaced", 3, vec![Settle, Do(lose_leader_volume), Ticks(3), Settle]),
+        scenario(
+            "majority_of_volumes_lost_waits_for_a_person",
+            3,
+            vec![Settle, Do(lose_two_volumes), Ticks(5), Blocked("QuorumLost")],
+        ),
+        scenario("upgrade_followers_first_leader_last", 3, vec![Settle, Do(new_image), Settle]),
+        scenario("upgrade_five", 5, vec![Settle, Do(new_image), Settle]),
+        scenario("upgrade_one_with_named_downtime", 1, vec![Settle, Do(new_image), Settle]),
+        scenario("upgrade_two_with_named_downtime", 2, vec![Settle, Do(new_image), Settle]),
+        scenario(
+            "upgrade_bad_image_stops_after_one_and_reverts",
+            3,
+            vec![Settle, Do(bad_image), Blocked("CanaryFailed"), Ticks(30), Do(old_image), Settle],
+        ),
+        scenario(
+            "upgrade_bad_image_then_a_good_one",
+            3,
+            vec![Settle, Do(bad_image), Blocked("CanaryFailed"), Do(new_image), Settle],
+        ),
+        scenario("upgrade_bad_image_of_one_reverts", 1, vec![Settle, Do(bad_image), Ticks(30), Do(old_image), Settle]),
+        scenario("upgrade_and_scale_same_edit", 3, vec![Settle, Do(new_image), Do(scale_to_5), Settle]),
+        scenario("upgrade_flipped_back_midway", 3, vec![Settle, Do(new_image), Steps(3), Do(old_image), Settle]),
+        scenario(
+            "scale_out_with_a_bad_image_reverts",
+            3,
+            vec![Settle, Do(bad_image), Do(scale_to_5), Ticks(30), Do(old_image), Settle],
+        ),
+        scenario(
+            "upgrade_waits_for_margin",
+            3,
+            vec![Settle, Do(kill_follower_node), Ticks(5), Do(new_image), Ticks(20), Do(revive_nodes), Settle],
+        ),
+        scenario(
+            "scale_in_takes_the_dead_one",
+            5,
+            vec![Settle, Do(kill_follower_node), Ticks(5), Do(scale_to_3), Settle],
+        ),
+        scenario("record_deleted_by_hand_is_replaced", 3, vec![Settle, Do(delete_follower_record), Settle]),
+        scenario("record_of_leader_deleted_by_hand_is_replaced", 3, vec![Settle, Do(delete_leader_record), Settle]),
+        scenario("record_of_the_only_member_deleted_by_hand", 1, vec![Settle, Do(delete_leader_record), Settle]),
+        scenario(
+            "vanished_record_comes_back_with_its_identity",
+            3,
+            vec![Settle, Do(vanish_follower_record), Ticks(3), Settle],
+        ),
+        scenario("removed_by_hand_is_replaced", 3, vec![Settle, Do(remove_follower_by_hand), Settle]),
+        scenario("lost_marker_is_recorded_again", 3, vec![Settle, Do(lose_marker), Settle]),
+        scenario(
+            "learner_never_catches_up_is_removed",
+            3,
+            vec![Settle, Do(starve_learners), Do(scale_to_5), Ticks(640), Do(feed_learners), Settle],
+        ),
+        scenario(
+            "pause_blocks_every_mutation",
+            3,
+            vec![Settle, Do(pause), Do(scale_to_5), Ticks(20), Do(unpause), Settle],
+        ),
+        scenario("volumes_grow", 3, vec![Settle, Do(grow_volumes), Settle]),
+        scenario(
+            "invalid_spec_changes_nothing_and_heals",
+            3,
+            vec![Settle, Do(invalid_spec), Blocked("InvalidSpec"), Ticks(10), Do(scale_to_5), Settle],
+        ),
+        scenario("deletion_keeps_volumes", 3, vec![Settle, Do(delete), Settle]),
+        scenario("deletion_with_volumes", 3, vec![Settle, Do(delete_with_volumes), Settle]),
+        scenario("deletion_without_quorum", 3, vec![Settle, Do(lose_two_volumes), Do(delete_with_volumes), Settle]),
+        scenario("deletion_midway_through_growth", 3, vec![Steps(14), Do(delete_with_volumes), Settle]),
+    ];
+    all.extend(
+        FLIPS.iter().map(|(name, after)| {
+            scenario(name, 3, vec![Settle, Do(scale_to_5), Steps(*after), Do(scale_to_3), Settle])
+        }),
+    );
+    all.extend(
+        FLIPS_BACK.iter().map(|(name, after)| {
+            scenario(name, 5, vec![Settle, Do(scale_to_3), Steps(*after), Do(scale_to_5), Settle])
+        }),
+    );
+    all
+}
+
+const FLIPS: [(&str, usize); 4] = [
+    ("flip_3_5_3_after_2_steps", 2),
+    ("flip_3_5_3_after_4_steps", 4),
+    ("flip_3_5_3_after_6_steps", 6),
+    ("flip_3_5_3_after_9_steps", 9),
+];
+
+const FLIPS_BACK: [(&str, usize); 3] =
+    [("flip_5_3_5_after_1_step", 1), ("flip_5_3_5_after_3_steps", 3), ("flip_5_3_5_after_7_steps", 7)];
