@@ -35,6 +35,8 @@ const STATUS_EVERY_US: u64 = 20_000;
 const HELD_EVERY_US: u64 = 20_000;
 /// Requests held while there is no leader; more are refused.
 const HELD_MAX: usize = 50_000;
+/// Forwarded proposals that were answered meanwhile are forgotten this often.
+const SWEEP_EVERY_US: u64 = 1_000_000;
 
 pub enum DriverInput {
     // From the services.
@@ -136,6 +138,7 @@ pub(crate) struct Driver {
     tokens: u64,
     /// Proposals sent to another member, with the term they were sent in.
     limbo: BTreeMap<u64, Term>,
+    swept: Time,
     forwarded_changes: BTreeMap<u64, oneshot::Sender<Result<ConfigAt, CallError>>>,
     held: Held,
     published: Time,
@@ -165,6 +168,7 @@ impl Driver {
             waiting: BTreeMap::new(),
             tokens: 1 << 62,
             limbo: BTreeMap::new(),
+            swept: Time(0),
             forwarded_changes: BTreeMap::new(),
             held: Held::default(),
             published: Time(0),
@@ -205,6 +209,11 @@ impl Driver {
             self.submit();
             if now.since(self.published) >= STATUS_EVERY_US {
                 self.publish(now);
+            }
+            if now.since(self.swept) >= SWEEP_EVERY_US {
+                self.swept = now;
+                let waiters = &self.out.shared.waiters;
+                self.limbo.retain(|number, _| waiters.is_waiting(*number));
             }
             if self.stopping.is_some_and(|due| now >= due) {
                 return Ok(());
@@ -278,6 +287,10 @@ impl Driver {
                 self.step(now, Input::SnapshotReady { from, term, meta }, effects);
             }
             DriverInput::Installed { index } => {
+                // What was in limbo may be within the snapshot: nobody can tell any more.
+                for number in std::mem::take(&mut self.limbo).into_keys() {
+                    self.out.shared.waiters.fail(number, CallError::Unknown);
+                }
                 self.step(now, Input::Installed { index }, effects);
                 self.step(now, Input::Applied { index }, effects);
             }
@@ -322,7 +335,8 @@ impl Driver {
     fn submit(&mut self) {
         if !self.to_write.is_empty() {
             let batch = std::mem::take(&mut self.to_write);
-            self.out.log.send(batch).expect("the log thread lives as long as the driver");
+            // A log thread that is gone has reported why; that report is next in the inbox.
+            let _ = self.out.log.send(batch);
         }
         self.out.peers.flush();
     }
@@ -464,17 +478,21 @@ impl Driver {
             // Answered when it is applied here.
             Outcome::Committed { .. } | Outcome::Transferred | Outcome::TransferAborted => {}
             Outcome::Unknown => drop(self.limbo.insert(number, term)),
-            Outcome::Refused(Refusal::NotLeader { leader: Some(leader) }) => self.forward(number, leader),
+            Outcome::Refused(Refusal::NotLeader { leader: Some(leader) }) => self.forward(now, number, leader),
             Outcome::Refused(Refusal::NotLeader { leader: None } | Refusal::NotReady) => self.hold_proposal(now, number),
             Outcome::Refused(refusal) => self.out.shared.waiters.fail(number, refused(refusal)),
         }
     }
 
-    fn forward(&mut self, number: u64, leader: MemberId) {
+    fn forward(&mut self, now: Time, number: u64, leader: MemberId) {
         let Some(payload) = self.out.shared.waiters.payload(number) else { return };
         let term = self.node.term();
-        self.limbo.insert(number, term);
-        self.out.peers.forward(leader, number, term, payload);
+        if self.out.peers.forward(leader, number, term, payload) {
+            self.limbo.insert(number, term);
+        } else {
+            // It did not leave this process.
+            self.hold_proposal(now, number);
+        }
     }
 
     /// An entry of `term` is applied here: nothing older can commit any more.

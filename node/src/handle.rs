@@ -110,6 +110,9 @@ impl Waiters {
     pub(crate) fn payload(&self, number: u64) -> Option<Bytes> {
         self.lock().get(&number).map(|w| w.payload.clone())
     }
+    pub(crate) fn is_waiting(&self, number: u64) -> bool {
+        self.lock().contains_key(&number)
+    }
     pub(crate) fn fail(&self, number: u64, error: CallError) {
         if let Some(waiter) = self.take(number) {
             // The caller may have given up; nobody else waits for this answer.

@@ -83,16 +83,16 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    fn push(&self, frame: Frame) {
+    /// False when the frame was dropped.
+    fn push(&self, frame: Frame) -> bool {
         let bytes = frame.size_bytes();
         if !self.is_connected.load(Ordering::Relaxed)
             || self.queued_bytes.load(Ordering::Relaxed) + bytes > QUEUED_BYTES_MAX
         {
-            return;
+            return false;
         }
         self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // The task ends only with the process.
-        let _ = self.sender.send(frame);
+        self.sender.send(frame).is_ok()
     }
 }
 
@@ -161,8 +161,9 @@ impl Peers {
         }
     }
 
-    pub(crate) fn forward(&mut self, to: MemberId, number: u64, term: Term, payload: Bytes) {
-        self.peer(to).bulk.push(Frame::Forward { number, term, payload });
+    /// False when it certainly did not leave this process.
+    pub(crate) fn forward(&mut self, to: MemberId, number: u64, term: Term, payload: Bytes) -> bool {
+        self.peer(to).bulk.push(Frame::Forward { number, term, payload })
     }
     pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64) {
         self.peer(to).control.push(Frame::ForwardRefused { number });
