@@ -111,7 +111,7 @@ enum Waiting {
     /// `term`: in which it was appended, if this member led.
     Proposal { term: Term },
     /// A proposal that another member forwarded; it is told only of a refusal.
-    Forwarded { origin: MemberId, number: u64 },
+    Forwarded { origin: MemberId, number: u64, term: Term },
     Read(oneshot::Sender<Result<Arc<View>, CallError>>),
     Change(oneshot::Sender<Result<ConfigAt, CallError>>),
     ForwardedChange { origin: MemberId, number: u64 },
@@ -399,15 +399,17 @@ impl Driver {
             PeerInput::Forward { number, term, payload } => {
                 // Only in the very term the origin meant: it counts on that to know when the outcome is settled.
                 if !self.node.is_leader() || self.node.term() != term {
-                    return self.out.peers.forward_refused(from, number);
+                    return self.out.peers.forward_refused(from, number, term);
                 }
                 let token = self.token();
-                self.waiting.insert(token, Waiting::Forwarded { origin: from, number });
+                self.waiting.insert(token, Waiting::Forwarded { origin: from, number, term });
                 self.step(now, Input::Propose { batch: vec![(token, payload)] }, effects);
             }
-            PeerInput::ForwardRefused { number } => {
-                // Certainly not executed there: find another leader.
-                if self.limbo.remove(&number).is_some() {
+            PeerInput::ForwardRefused { number, term } => {
+                // Certainly not executed there: find another leader. A refusal of an earlier attempt says nothing
+                // about the present one.
+                if self.limbo.get(&number) == Some(&term) {
+                    self.limbo.remove(&number);
                     self.hold_proposal(now, number);
                 }
             }
@@ -432,8 +434,8 @@ impl Driver {
         let Some(waiting) = self.waiting.remove(&token) else { return };
         match waiting {
             Waiting::Proposal { term } => self.resolve_proposal(now, token.0, term, outcome),
-            Waiting::Forwarded { origin, number } => match outcome {
-                Outcome::Refused(_) => self.out.peers.forward_refused(origin, number),
+            Waiting::Forwarded { origin, number, term } => match outcome {
+                Outcome::Refused(_) => self.out.peers.forward_refused(origin, number, term),
                 // The origin sees it applied, or settles it when a later term begins.
                 Outcome::Committed { .. } | Outcome::Unknown | Outcome::Transferred | Outcome::TransferAborted => {}
             },

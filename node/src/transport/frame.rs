@@ -50,7 +50,7 @@ pub enum Frame {
     Welcome { refusal: Option<String> },
     Msgs(Vec<Msg>),
     Forward { number: u64, term: Term, payload: Bytes },
-    ForwardRefused { number: u64 },
+    ForwardRefused { number: u64, term: Term },
     Change { number: u64, expect: Option<ConfigAt>, change: Change },
     ChangeAnswer { number: u64, answer: ChangeAnswer },
     SnapshotBegin { term: Term, meta: SnapMeta },
@@ -134,9 +134,10 @@ impl Frame {
                 out.put_u64_le(*term);
                 out.put_slice(payload);
             }
-            Frame::ForwardRefused { number } => {
+            Frame::ForwardRefused { number, term } => {
                 out.put_u8(5);
                 out.put_u64_le(*number);
+                out.put_u64_le(*term);
             }
             Frame::Change { number, expect, change } => {
                 out.put_u8(6);
@@ -189,7 +190,7 @@ impl Frame {
                 let (number, term) = (u64_of(&mut body)?, u64_of(&mut body)?);
                 Frame::Forward { number, term, payload: std::mem::take(&mut body) }
             }
-            5 => Frame::ForwardRefused { number: u64_of(&mut body)? },
+            5 => Frame::ForwardRefused { number: u64_of(&mut body)?, term: u64_of(&mut body)? },
             6 => Frame::Change { number: u64_of(&mut body)?, expect: at(&mut body)?, change: change(&mut body)? },
             7 => Frame::ChangeAnswer { number: u64_of(&mut body)?, answer: answer(&mut body)? },
             8 => Frame::SnapshotBegin { term: u64_of(&mut body)?, meta: codec::decode_snap_meta(&mut body)? },
@@ -439,7 +440,7 @@ mod tests {
             Frame::Welcome { refusal: Some("another cluster".into()) },
             Frame::Msgs(vec![Msg::TimeoutNow { term: 4 }, Msg::AppendReply { term: 1, matched: 2 }]),
             Frame::Forward { number: 7, term: 8, payload: Bytes::from_static(b"xyz") },
-            Frame::ForwardRefused { number: 9 },
+            Frame::ForwardRefused { number: 9, term: 3 },
             Frame::Change { number: 1, expect: Some(at), change: Change::AddLearner { id: MemberId(9), info } },
             Frame::Change { number: 1, expect: None, change: Change::Swap { new: MemberId(1), old: MemberId(2), lag_max: 3 } },
             Frame::ChangeAnswer { number: 2, answer: ChangeAnswer::Done(at) },

@@ -112,7 +112,7 @@ async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Resu
         let input = match read_frame(&mut stream).await? {
             Frame::Msgs(msgs) => PeerInput::Msgs(msgs),
             Frame::Forward { number, term, payload } => PeerInput::Forward { number, term, payload },
-            Frame::ForwardRefused { number } => PeerInput::ForwardRefused { number },
+            Frame::ForwardRefused { number, term } => PeerInput::ForwardRefused { number, term },
             Frame::Change { number, expect, change } => PeerInput::Change { number, expect, change },
             Frame::ChangeAnswer { number, answer } => PeerInput::ChangeAnswer { number, answer },
             other => bail!("unexpected frame {other:?}"),

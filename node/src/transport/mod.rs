@@ -35,7 +35,7 @@ const QUEUED_BYTES_MAX: usize = 64 << 20;
 pub enum PeerInput {
     Msgs(Vec<Msg>),
     Forward { number: u64, term: Term, payload: Bytes },
-    ForwardRefused { number: u64 },
+    ForwardRefused { number: u64, term: Term },
     Change { number: u64, expect: Option<ConfigAt>, change: Change },
     ChangeAnswer { number: u64, answer: ChangeAnswer },
 }
@@ -165,8 +165,8 @@ impl Peers {
     pub(crate) fn forward(&mut self, to: MemberId, number: u64, term: Term, payload: Bytes) -> bool {
         self.peer(to).bulk.push(Frame::Forward { number, term, payload })
     }
-    pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64) {
-        self.peer(to).control.push(Frame::ForwardRefused { number });
+    pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64, term: Term) {
+        self.peer(to).control.push(Frame::ForwardRefused { number, term });
     }
     pub(crate) fn forward_change(&mut self, to: MemberId, number: u64, expect: Option<ConfigAt>, change: &Change) {
         self.peer(to).control.push(Frame::Change { number, expect, change: change.clone() });
