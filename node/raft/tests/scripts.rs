@@ -24,6 +24,8 @@
 //! | `show`, `log 1`, `config 1`, `progress 1`, `inbox` | prints |
 //! | `trace on`, `trace off` | prints messages and writes too, not only events and answers |
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod net;
 
 use std::fmt::Write as _;
@@ -417,15 +419,18 @@ fn every_script_happens_as_written() {
     assert!(failed.is_empty(), "scripts that happen otherwise (UPDATE=1 rewrites them): {failed:#?}");
 }
 
-/// Planted bugs that no random schedule can see (they cost time or trust, not entries) are seen by a script.
+/// Planted bugs that only random schedules see; `random.rs` must find them.
+#[cfg(feature = "mutants")]
+const FOUND_BY_SCHEDULES: &[&str] = &["ack-from-before-truncation", "log-kept-under-snapshot", "cut-past-persisted"];
+
 #[cfg(feature = "mutants")]
 #[test]
-fn every_planted_bug_without_a_schedule_changes_a_script() {
+fn every_other_planted_bug_changes_a_script() {
     use quorate_raft::mutant::Mutant;
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
-    for mutant in Mutant::ALL {
+    for mutant in Mutant::ALL.iter().filter(|mutant| !FOUND_BY_SCHEDULES.contains(&mutant.name())) {
         let changed = scripts().into_iter().find(|(_, script)| {
             let run = std::panic::catch_unwind(|| run(script, &|cfg: &mut Cfg| cfg.mutant = Some(*mutant)));
             run.map_or(true, |result| result != *script)

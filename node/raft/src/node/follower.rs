@@ -9,7 +9,7 @@ use crate::membership::History;
 use crate::types::{Entry, Index, MemberId, Record, SnapMeta, Term};
 use crate::wire::Msg;
 
-use super::{Node, Role};
+use super::{INDEX_MAX, Node, Role};
 
 impl Node {
     /// A word from `from`, who leads `term`. `false` if that term is over; the caller answers with the own one.
@@ -228,10 +228,12 @@ impl Node {
 /// Whether an append continues itself: a message that does not is dropped, not believed.
 fn is_well_formed(term: Term, prev: (Index, Term), entries: &[Entry]) -> bool {
     let (mut index, mut last_term) = prev;
-    entries.iter().all(|entry| {
-        index += 1;
-        let is_next = entry.index == index && entry.term >= last_term && entry.term <= term;
-        last_term = entry.term;
-        is_next
-    })
+    index <= INDEX_MAX
+        && last_term <= term
+        && entries.iter().all(|entry| {
+            index += 1;
+            let is_next = entry.index == index && entry.term >= last_term && entry.term <= term;
+            last_term = entry.term;
+            is_next
+        })
 }

@@ -470,7 +470,7 @@ impl Node {
         let base = self.log.base_index();
         let Some(peer) = self.peer_mut(from) else { return };
         let is_stale = match peer.feed {
-            Feed::Probe { .. } => prev_index + 1 != peer.next,
+            Feed::Probe { .. } => prev_index != peer.next - 1,
             Feed::Pipeline => prev_index <= peer.matched,
             Feed::Snapshot { .. } => true,
         };

@@ -31,6 +31,10 @@ use leader::Leader;
 use reads::Forwarded;
 use transfer::Handing;
 
+/// Terms and indexes above are not believed: they come from a broken sender, and arithmetic must not overflow.
+/// A billion per second would take a century to get there.
+const TERM_MAX: Term = 1 << 62;
+const INDEX_MAX: Index = 1 << 62;
 /// Far enough to mean "never".
 const NEVER: Time = Time(u64::MAX);
 
@@ -150,7 +154,11 @@ impl Node {
         if let Err(broken) = cfg.validate() {
             panic!("a member starts only with valid settings: {broken}");
         }
-        let Recovered { hard, snapshot, entries, incarnation } = disk;
+        let Recovered { mut hard, snapshot, entries, incarnation } = disk;
+        if snapshot.term > hard.term {
+            // A crash after an install and before the term was written: no vote of that term can have left.
+            hard = HardState { term: snapshot.term, vote: None };
+        }
         let mut log = Log::behind(snapshot.index, snapshot.term);
         let mut history = History::new(&snapshot);
         for entry in entries {
@@ -189,10 +197,7 @@ impl Node {
             cfg,
         };
         node.schedule_election();
-        if node.is_alone() {
-            // Nobody else's leader contact can be hurt: the only voter, by a committed configuration, is this member.
-            node.election_due = now;
-        }
+        node.hurry_if_alone();
         node
     }
 
@@ -253,7 +258,7 @@ impl Node {
     }
 
     fn on_msg(&mut self, from: MemberId, msg: Msg, out: &mut Vec<Effect>) {
-        if self.tell_if_removed(from, &msg, out) {
+        if msg.term() > TERM_MAX || self.tell_if_removed(from, &msg, out) {
             return;
         }
         match msg {
@@ -343,9 +348,19 @@ impl Node {
             self.applied = meta.index;
             self.unapplied_bytes = 0;
             self.note_committed_configs(before, out);
+            self.hurry_if_alone();
         }
         self.persisted = self.persisted.max(meta.index);
         self.maybe_cut(out);
+    }
+
+    /// The only member, by a committed configuration, waits for nobody: no leader contact can be hurt.
+    fn hurry_if_alone(&mut self) {
+        let newest = self.history.newest();
+        let is_alone = newest.at.index <= self.commit && newest.config.members.keys().eq([&self.cfg.id]);
+        if is_alone && matches!(self.role, Role::Follower) {
+            self.election_due = self.now;
+        }
     }
 
     /// Cuts the log behind the engine, but keeps a tail for slow followers.
@@ -474,11 +489,6 @@ impl Node {
 
     fn committed_config(&self) -> &Placed {
         self.history.at(self.commit)
-    }
-
-    fn is_alone(&self) -> bool {
-        let newest = self.history.newest();
-        newest.at.index <= self.commit && newest.config.members.keys().eq([&self.cfg.id])
     }
 
     // ---- what it tells about itself --------------------------------------------------------------------------------

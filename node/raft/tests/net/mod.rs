@@ -273,7 +273,6 @@ impl Net {
         // An engine the log does not reach (a crash between an install and its mark) counts as the mark.
         let is_beyond = meta.index > disk.snapshot.index && !disk.holds(meta.index, meta.term);
         if is_beyond {
-            disk.hard.term = disk.hard.term.max(meta.term);
             disk.mark(meta.clone());
         }
         let seed = seed.wrapping_mul(31).wrapping_add(id.0 * 1_000_003 + member.boots * 7_919);
