@@ -115,8 +115,8 @@ fn step(machine: &mut Machine, lines: &[&str]) -> String {
 
 #[test]
 fn a_nested_transaction_has_the_operations_its_parent_left() {
-    let get = |times| vec![TxnOp::Range(get(&["a"])); times];
-    let nested = |outer, inner| {
+    let get = |times: usize| vec![TxnOp::Range(get(&["a"])); times];
+    let nested = |outer: usize, inner: usize| {
         let inside = Txn { success: get(inner), ..Txn::default() };
         let success = [get(outer - 1), vec![TxnOp::Txn(inside)]].concat();
         Txn { success, ..Txn::default() }.validate(Limits::default())
