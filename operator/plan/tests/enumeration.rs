@@ -5,7 +5,7 @@
 
 mod world;
 
-use world::run::{Fault, Scenario, run};
+use world::run::{enumerate, run};
 use world::scenarios;
 
 #[test]
@@ -19,30 +19,6 @@ fn every_scenario_ends_well() {
     }
     let shown: Vec<_> = failures.iter().take(3).cloned().collect();
     assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), shown.join("\n\n"));
-}
-
-fn enumerate(scenario: &Scenario) -> (usize, Vec<String>) {
-    let clean = match run(scenario, None) {
-        Ok(clean) => clean,
-        Err(text) => return (1, vec![text]),
-    };
-    let mut failures = Vec::new();
-    for at in 0..clean.steps {
-        for fault in Fault::ALL {
-            match run(scenario, Some((at, fault))) {
-                Ok(outcome) if outcome.summary == clean.summary => {}
-                Ok(outcome) => failures.push(format!(
-                    "{} with {fault:?} at {at} ends differently\n  {}\n  {}\n  {}",
-                    scenario.name,
-                    clean.summary,
-                    outcome.summary,
-                    outcome.trace.join("\n  ")
-                )),
-                Err(text) => failures.push(text),
-            }
-        }
-    }
-    (1 + clean.steps * Fault::ALL.len(), failures)
 }
 
 /// Enough to see what is wrong.

@@ -848,13 +848,16 @@ impl World {
 
     /// What two runs must agree on, whatever names and ids they gave.
     pub fn summary(&self) -> String {
+        if self.finished {
+            return format!("deleted records={} volumes={}", self.records.len(), self.disks.len());
+        }
         let mut images: Vec<_> =
             self.records.values().filter_map(|r| r.pod.as_ref()).map(|p| p.image.as_str()).collect();
         images.sort_unstable();
         let ready = self.observe().words.iter().filter(|w| w.ready).count();
         let sealed = self.records.values().filter(|r| r.start == Some(StartAs::Member)).count();
         format!(
-            "voters={} learners={} records={} sealed={sealed} volumes={} pods={} ready={ready} images={images:?} budget={:?} bootstrapped={} finished={}",
+            "voters={} learners={} records={} sealed={sealed} volumes={} pods={} ready={ready} images={images:?} budget={:?} bootstrapped={}",
             self.voters().len(),
             self.raft.members.len() - self.voters().len(),
             self.records.len(),
@@ -862,7 +865,6 @@ impl World {
             self.records.values().filter(|r| r.pod.is_some()).count(),
             self.objects.budget_min_available,
             self.objects.bootstrapped.is_some(),
-            self.finished,
         )
     }
 }

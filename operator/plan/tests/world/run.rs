@@ -71,9 +71,14 @@ pub struct Outcome {
 
 struct Runner {
     world: World,
+    /// Steps asked for.
     taken: usize,
+    /// Steps that were carried out.
+    applied: usize,
     fault: Option<(usize, Fault)>,
     stale: Option<(Observation, usize, Fault)>,
+    /// The last plan was made on an old reading.
+    was_stale: bool,
     late: Option<Step>,
     trace: Vec<String>,
 }
@@ -84,7 +89,8 @@ struct Runner {
 /// The first violation, or what did not settle, with the trace.
 pub fn run(scenario: &Scenario, fault: Option<(usize, Fault)>) -> Result<Outcome, String> {
     let world = World::new(scenario.replicas);
-    let mut runner = Runner { world, taken: 0, fault, stale: None, late: None, trace: Vec::new() };
+    let mut runner =
+        Runner { world, taken: 0, applied: 0, fault, stale: None, was_stale: false, late: None, trace: Vec::new() };
     for phase in &scenario.phases {
         runner.phase(phase).map_err(|text| failure(scenario, fault, &runner, &text))?;
     }
@@ -112,8 +118,8 @@ impl Runner {
                 Ok(())
             }
             Phase::Steps(count) => {
-                let goal = self.taken + count;
-                self.until("steps", |runner, _| runner.taken >= goal)
+                let goal = self.applied + count;
+                self.until("steps", |runner, _| runner.applied >= goal)
             }
             Phase::Settle => {
                 self.until("settled", |runner, plan| runner.is_undisturbed() && matches!(plan.next, Decision::Steady))
@@ -126,7 +132,7 @@ impl Runner {
     }
 
     fn is_undisturbed(&self) -> bool {
-        self.stale.is_none() && self.late.is_none()
+        !self.was_stale && self.late.is_none()
     }
 
     fn until(&mut self, what: &str, reached: impl Fn(&Runner, &Plan) -> bool) -> Result<(), String> {
@@ -150,6 +156,7 @@ impl Runner {
 
     fn observation(&mut self) -> Observation {
         let fresh = self.world.observe();
+        self.was_stale = self.stale.is_some();
         let Some((old, left, fault)) = self.stale.take() else { return fresh };
         if left > 1 {
             self.stale = Some((old.clone(), left - 1, fault));
@@ -164,7 +171,9 @@ impl Runner {
     fn pass(&mut self) -> Result<Plan, String> {
         let observed = self.observation();
         let plan = plan(&self.world.intent(), &observed, self.world.now_ms, quorate_api::names::seed("c1"));
-        if let Decision::Act(step) = &plan.next {
+        if let Decision::Act(step) = &plan.next
+            && !self.world.finished
+        {
             self.act(step, &observed);
         }
         self.world.tick();
@@ -210,7 +219,33 @@ impl Runner {
 
     fn apply(&mut self, step: &Step, how: &str) {
         let outcome = self.world.apply(step);
+        self.applied += usize::from(outcome.is_ok());
         let shown = outcome.map_or_else(|refused| format!(" -> refused: {}", refused.0), |()| String::new());
         self.trace.push(format!("{how}{step:?}{shown}"));
     }
+}
+
+/// Runs a scenario cleanly, then with every fault around every of its steps: the number of runs, and what failed.
+pub fn enumerate(scenario: &Scenario) -> (usize, Vec<String>) {
+    let clean = match run(scenario, None) {
+        Ok(clean) => clean,
+        Err(text) => return (1, vec![text]),
+    };
+    let mut failures = Vec::new();
+    for at in 0..clean.steps {
+        for fault in Fault::ALL {
+            match run(scenario, Some((at, fault))) {
+                Ok(outcome) if outcome.summary == clean.summary => {}
+                Ok(outcome) => failures.push(format!(
+                    "{} with {fault:?} at {at} ends differently\n  {}\n  {}\n  {}",
+                    scenario.name,
+                    clean.summary,
+                    outcome.summary,
+                    outcome.trace.join("\n  ")
+                )),
+                Err(text) => failures.push(text),
+            }
+        }
+    }
+    (1 + clean.steps * Fault::ALL.len(), failures)
 }
