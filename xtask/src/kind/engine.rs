@@ -120,6 +120,10 @@ fn pid_file() -> PathBuf {
     Path::new(RUNTIME_DIR).join("docker.pid")
 }
 
+fn data_dir() -> PathBuf {
+    cache_dir().join("docker")
+}
+
 fn log_file() -> PathBuf {
     cache_dir().join("kind").join("dockerd.log")
 }
@@ -130,7 +134,7 @@ fn start() -> Result<Engine> {
     as_root("sh", "noting how this machine forwards packets").args(["-c", NOTE_FORWARDING]).run()?;
     let group = Run::new("id", "asking for this user's group").arg("-gn").output()?;
     let mut arguments = vec![
-        format!("--data-root={}", cache_dir().join("docker").display()),
+        format!("--data-root={}", data_dir().display()),
         format!("--exec-root={RUNTIME_DIR}/exec"),
         format!("--pidfile={}", pid_file().display()),
         format!("--host=unix://{}", socket().display()),
@@ -200,16 +204,18 @@ fn own_pid() -> Option<String> {
     (comm.trim() == "dockerd" && alive).then_some(pid)
 }
 
-/// Removes what an engine that is gone left behind: its files, and mounts of containers that were killed with it.
+/// Removes what an engine that is gone left behind: its files, the mount it makes of its own data directory, and mounts
+/// of containers that were killed with it.
 fn clear_runtime_dir() -> Result<()> {
     if own_pid().is_some() || !Path::new(RUNTIME_DIR).exists() {
         return Ok(());
     }
+    let data = data_dir();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let below: Vec<&str> = mounts
         .lines()
         .filter_map(|line| line.split_whitespace().nth(1))
-        .filter(|target| target.starts_with(&format!("{RUNTIME_DIR}/")))
+        .filter(|target| Path::new(target).starts_with(RUNTIME_DIR) || Path::new(target).starts_with(&data))
         .collect();
     for mount in below.into_iter().rev() {
         as_root("umount", format!("unmounting {mount}")).args(["-l", mount]).run()?;
