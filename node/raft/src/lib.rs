@@ -33,6 +33,8 @@ const fn not_planted() -> bool {
 pub mod cfg;
 pub mod codec;
 mod durable;
+#[cfg(test)]
+mod exhaustive;
 pub mod io;
 mod log;
 pub mod membership;

@@ -112,7 +112,7 @@ impl Node {
     }
 
     /// Appends a configuration; it counts from here on.
-    fn append_config(&mut self, config: Config, out: &mut Vec<Effect>) {
+    pub(crate) fn append_config(&mut self, config: Config, out: &mut Vec<Effect>) {
         self.append_payloads([Payload::Config(config)], out);
         self.align_peers();
         self.feed_all(out);

@@ -21,7 +21,7 @@ impl Node {
 
     /// A voter of the active configuration campaigns; so does one that an uncommitted entry removed, because nobody
     /// else may hold that entry (thesis §4.2.2).
-    pub(super) fn may_campaign(&self) -> bool {
+    pub(crate) fn may_campaign(&self) -> bool {
         let is_voter = self.config().is_voter(self.cfg.id) || self.committed_config().config.is_voter(self.cfg.id);
         is_voter && !self.is_stalled && !self.is_removed && self.installing.is_none()
     }
@@ -43,7 +43,7 @@ impl Node {
     }
 
     /// Starts a real election. `is_forced`: the old leader asked for it, so leader contact does not count.
-    pub(super) fn campaign(&mut self, is_forced: bool, out: &mut Vec<Effect>) {
+    pub(crate) fn campaign(&mut self, is_forced: bool, out: &mut Vec<Effect>) {
         assert!(!self.is_leader(), "a leader does not campaign");
         self.schedule_election();
         self.leader = None;

@@ -32,9 +32,9 @@ pub(super) struct Leader {
     pub(super) peers: BTreeMap<MemberId, Progress>,
     /// Number of the last heartbeat round, and when the last ones were sent.
     pub(super) round: u64,
-    rounds_sent: VecDeque<Time>,
-    heartbeat_due: Time,
-    quorum_due: Time,
+    pub(super) rounds_sent: VecDeque<Time>,
+    pub(super) heartbeat_due: Time,
+    pub(super) quorum_due: Time,
     /// Proposals whose caller waits, in log order.
     pending: VecDeque<(Index, Token)>,
     pub(super) uncommitted_bytes: usize,
@@ -328,7 +328,7 @@ impl Node {
     }
 
     /// Sends one round to everybody. Never waits for a disk; carries the reads that wait.
-    pub(super) fn heartbeat_round(&mut self, out: &mut Vec<Effect>) {
+    pub(crate) fn heartbeat_round(&mut self, out: &mut Vec<Effect>) {
         let (now, term, commit) = (self.now, self.hard.term, self.commit);
         let is_uncapped = planted!(self, HeartbeatCommitAboveMatch);
         let Role::Leader(leader) = &mut self.role else { return };

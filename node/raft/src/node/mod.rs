@@ -8,6 +8,8 @@ mod follower;
 mod leader;
 mod reads;
 mod transfer;
+#[cfg(test)]
+mod untimed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
