@@ -105,6 +105,10 @@ pub fn pod(record: &str) -> String {
 pub fn volume(record: &str) -> String {
     format!("{record}-data")
 }
+/// The record whose volume has this name.
+pub fn record_of_volume(volume: &str) -> &str {
+    volume.strip_suffix("-data").unwrap_or(volume)
+}
 /// Label selector of the members' pods.
 pub fn selector(cluster_uid: &str) -> String {
     format!("{LABEL_CLUSTER_UID}={cluster_uid},{LABEL_MANAGED_BY}={MANAGED_BY}")

@@ -74,10 +74,11 @@ fn start_seed(pass: &mut Pass<'_>, seed: &MemberRecord) -> Next {
 
 /// Takes away the seed's right to make a cluster, then lets it serve.
 pub(crate) fn seal_and_activate(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
-    for record in pass.view.records.values() {
+    for record in pass.records() {
         if let (Some(StartAs::Seed), Some(member_id)) = (record.start, record.member_id)
             && !is_planted(Mutant::NeverSealSeed)
         {
+            pass.operate(Operation::Bootstrap, Some(&record.name));
             let template_hash = pass.template_hash.clone();
             return act(Step::SealSeed { record: record_ref(record), member_id, template_hash });
         }

@@ -46,13 +46,15 @@ fn start(record: &MemberRecord, pass: &Pass<'_>) -> Step {
 
 /// Writes ids down as soon as the committed configuration gives them.
 pub(crate) fn record_ids(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
-    for record in pass.view.records.values().filter(|r| r.member_id.is_none()) {
+    for record in pass.records().into_iter().filter(|r| r.member_id.is_none()) {
         let mut named = leader.word.members.iter().filter(|m| m.name == record.name && !m.is_outgoing);
         match (named.next(), named.next()) {
             (Some(_), Some(_)) => {
                 return Some(Decision::Blocked(Blocked::AmbiguousMember { name: record.name.clone() }));
             }
             (Some(member), None) => {
+                let seed = record.start == Some(StartAs::Seed);
+                pass.operate(if seed { Operation::Bootstrap } else { Operation::ScaleOut }, Some(&record.name));
                 return act(Step::RecordMemberId { record: record_ref(record), member_id: member.id });
             }
             (None, _) => {}
@@ -90,7 +92,8 @@ pub(crate) fn mark_leavers(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
             Some(true) if pass.view.disk(record) == Disk::Lost => RetireReason::Lost,
             Some(true) | None => continue,
         };
-        pass.operate(Operation::ReplaceMember, Some(&record.name));
+        let replaced = reason != RetireReason::RemovedByHand;
+        pass.operate(if replaced { Operation::ReplaceMember } else { Operation::ScaleIn }, Some(&record.name));
         return act(mark(record, leader, reason));
     }
     None
@@ -287,7 +290,11 @@ fn learner_is_late(pass: &Pass<'_>, record: &MemberRecord) -> bool {
 /// The only voter leaves and nobody can take over: its replacement is promoted beside it, and is the one who can.
 pub(crate) fn leads_alone_and_leaves(pass: &Pass<'_>, leader: Leader<'_>) -> bool {
     let leaving: Vec<_> = pass.voter_records(leader).into_iter().filter(|r| r.retirement.is_some()).collect();
-    !leaving.is_empty() && leaving.iter().all(|r| r.member_id == Some(leader.id())) && successor(pass, leader).is_none()
+    let wanted = pass.keepers(leader).len() < pass.cluster.replicas;
+    wanted
+        && !leaving.is_empty()
+        && leaving.iter().all(|r| r.member_id == Some(leader.id()))
+        && successor(pass, leader).is_none()
 }
 
 /// Promotes, or swaps with a voter that leaves, so that no size between is ever passed through.

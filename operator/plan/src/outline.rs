@@ -1,11 +1,25 @@
 //! The plan that is shown: the step at hand and what is expected after it. Nothing here is executed.
 
-use crate::observation::{MemberRecord, RetireReason};
+use crate::observation::MemberRecord;
 use crate::planner::Pass;
 use crate::report::{Decision, Operation, PlannedStep, UPCOMING_MAX};
 use crate::view::Leader;
 
+const SEED: [&str; 7] =
+    ["CreateMember", "CreateVolume", "StartMember", "RecordBootstrap", "RecordMemberId", "SealSeed", "Activate"];
 const ADD: [&str; 6] = ["CreateMember", "CreateVolume", "AddLearner", "RecordMemberId", "StartMember", "Promote"];
+const REPLACE: [&str; 10] = [
+    "MarkRetiring",
+    "CreateMember",
+    "CreateVolume",
+    "AddLearner",
+    "RecordMemberId",
+    "StartMember",
+    "SwapVoter",
+    "StopMember",
+    "DeleteVolume",
+    "DropRecord",
+];
 const REMOVE: [&str; 5] = ["MarkRetiring", "RemoveMember", "StopMember", "DeleteVolume", "DropRecord"];
 const ROLL: [&str; 2] = ["ApplyTemplate", "RestartMember"];
 
@@ -22,8 +36,9 @@ pub(crate) fn outline(pass: &Pass<'_>, next: &Decision) -> Vec<PlannedStep> {
         }),
         Decision::Steady | Decision::Blocked(_) => return lines,
     }
+    rest_of_operation(pass, &mut lines);
     if let Some(leader) = pass.view.leader {
-        after(pass, leader, &mut lines);
+        operations_after(pass, leader, &mut lines);
     }
     lines.truncate(UPCOMING_MAX);
     lines
@@ -42,30 +57,49 @@ fn waiting_step(operation: Option<Operation>) -> &'static str {
     }
 }
 
-/// The rest of the operation at hand, then whole operations: additions, changed templates, removals.
-fn after(pass: &Pass<'_>, leader: Leader<'_>, lines: &mut Vec<PlannedStep>) {
-    let keepers = pass.keepers(leader);
-    let coming = pass.view.records.values().filter(|r| r.retirement.is_none() && !keepers.contains(r)).count();
-    let first = lines.first().cloned();
-    if let Some(first) = &first {
-        for chain in [&ADD[..], &REMOVE[..], &ROLL[..]] {
-            if let Some(at) = chain.iter().position(|step| *step == first.step) {
-                push(lines, &chain[at + 1..], first.member.as_deref());
-            }
+fn rest_of_operation(pass: &Pass<'_>, lines: &mut Vec<PlannedStep>) {
+    let Some(first) = lines.first().cloned() else { return };
+    let chains: &[&[&'static str]] = match pass.report.operation {
+        Some(Operation::Bootstrap) => &[&SEED],
+        Some(Operation::ReplaceMember) => &[&REPLACE],
+        Some(Operation::ScaleOut | Operation::ScaleIn | Operation::Upgrade | Operation::Delete) | None => {
+            &[&ADD, &REMOVE, &ROLL]
+        }
+    };
+    for chain in chains {
+        if let Some(at) = chain.iter().position(|step| *step == first.step) {
+            chain[at + 1..].iter().for_each(|step| push(lines, &[step], member_of(pass, &first, step)));
         }
     }
-    let creating = usize::from(first.is_some_and(|f| f.step == "CreateMember"));
-    let missing = pass.cluster.replicas.saturating_sub(keepers.len() + coming + creating);
-    (0..missing).for_each(|_| push(lines, &ADD, None));
-    let current = |r: &&&MemberRecord| r.template_hash != pass.template_hash;
-    keepers.iter().filter(current).for_each(|r| push(lines, &ROLL, Some(&r.name)));
-    let leaving = pass.view.records.values().filter(|r| r.retirement.as_ref().is_some_and(is_scale_in)).count();
-    let surplus = keepers.len().saturating_sub(pass.cluster.replicas + leaving);
-    (0..surplus).for_each(|_| push(lines, &REMOVE, None));
 }
 
-fn is_scale_in(retirement: &crate::observation::Retirement) -> bool {
-    retirement.reason == RetireReason::ScaleIn
+/// In a replacement the one that leaves and the one that comes are two.
+fn member_of<'a>(pass: &'a Pass<'_>, first: &'a PlannedStep, step: &str) -> Option<&'a str> {
+    if pass.report.operation != Some(Operation::ReplaceMember) {
+        return first.member.as_deref();
+    }
+    let marking = first.step == "MarkRetiring";
+    if ["StopMember", "DeleteVolume", "DropRecord"].contains(&step) {
+        let leaving = pass.view.records.values().find(|r| r.retirement.is_some()).map(|r| r.name.as_str());
+        return if marking { first.member.as_deref() } else { leaving };
+    }
+    first.member.as_deref().filter(|_| !marking)
+}
+
+/// Whole operations: additions, changed templates, removals.
+fn operations_after(pass: &Pass<'_>, leader: Leader<'_>, lines: &mut Vec<PlannedStep>) {
+    let keepers = pass.keepers(leader);
+    let coming = pass.view.records.values().filter(|r| r.retirement.is_none() && !keepers.contains(r)).count();
+    let creating = usize::from(lines.first().is_some_and(|f| f.step == "CreateMember"));
+    let missing = pass.cluster.replicas.saturating_sub(keepers.len() + coming + creating);
+    (0..missing).for_each(|_| push(lines, &ADD, None));
+    let named = lines.first().and_then(|f| f.member.clone());
+    let later = |r: &&&MemberRecord| r.template_hash != pass.template_hash && Some(&r.name) != named.as_ref();
+    keepers.iter().filter(later).for_each(|r| push(lines, &ROLL, Some(&r.name)));
+    let marking =
+        lines.first().is_some_and(|f| f.step == "MarkRetiring") && pass.report.operation == Some(Operation::ScaleIn);
+    let surplus = keepers.len().saturating_sub(pass.cluster.replicas + usize::from(marking));
+    (0..surplus).for_each(|_| push(lines, &REMOVE, None));
 }
 
 fn push(lines: &mut Vec<PlannedStep>, steps: &[&'static str], member: Option<&str>) {

@@ -48,7 +48,7 @@ fn is_up(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> bool {
 fn canary(record: &MemberRecord) -> Decision {
     let reason = View::why_down(record);
     let member = record.name.clone();
-    if record.pod.as_ref().is_some_and(|p| p.waiting_reason.is_some()) {
+    if View::refusal(record).is_some() {
         Decision::Blocked(Blocked::CanaryFailed { member, reason })
     } else {
         Decision::Wait(Waiting::MemberStarting { member, reason })

@@ -275,6 +275,7 @@ fn ready(facts: &Facts<'_>, available: &Said) -> Said {
             yes("Reconciled", format!("{} voters, all caught up", facts.told.map_or(0, |w| voters(w).count())))
         }
         (Decision::Steady, ConditionStatus::False) => no("Unavailable", why.clone()),
+        (_, ConditionStatus::False) if facts.input.plan.report.operation.is_none() => no("Unavailable", why.clone()),
         (Decision::Act(step), _) => no("OperationInProgress", format!("next step: {}", step.name())),
         (Decision::Wait(waiting), _) => no("OperationInProgress", waiting.to_string()),
     }
@@ -370,9 +371,7 @@ fn degraded(facts: &Facts<'_>) -> Said {
     {
         return yes("MemberUnhealthy", blocked.to_string());
     }
-    if let Some(record) =
-        facts.view.records.values().find(|r| r.pod.as_ref().is_some_and(|p| p.waiting_reason.is_some()))
-    {
+    if let Some(record) = facts.view.records.values().find(|r| View::refusal(r).is_some()) {
         return yes("PodRejected", format!("{}: {}", record.name, View::why_down(record)));
     }
     let Some(leader) = facts.leader else {

@@ -3,6 +3,8 @@
 //! Each step is one mutating call. Its preconditions travel with it: a record's UID and resource version, a pod's or volume's
 //! UID, a member's id, the committed configuration. A precondition that fails is news: the shell observes again.
 
+use quorate_api::names;
+
 use crate::observation::{ClusterId, ConfigAt, MemberId, RetireReason, StartAs};
 
 /// A record as it was read. Writes are made against this UID and resource version, or not at all.
@@ -120,7 +122,7 @@ impl Step {
                 Some(record)
             }
             Step::DeleteVolume { volume } | Step::ReleaseVolume { volume } | Step::GrowVolume { volume, .. } => {
-                Some(&volume.name)
+                Some(names::record_of_volume(&volume.name))
             }
             Step::AddFinalizer
             | Step::ApplyObjects { .. }

@@ -20,6 +20,9 @@ pub const CONFIRMED_AGE_MS_MAX: u64 = 2_000;
 /// under full load has some hundreds in flight; a thousand more are sent in well under a second.
 pub const LAG_ENTRIES_MAX: u64 = 1_000;
 
+/// What a pod waits for on its ordinary way up.
+const STARTING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+
 /// An observation with its joins made.
 #[derive(Debug)]
 pub struct View<'a> {
@@ -91,6 +94,12 @@ impl<'a> View<'a> {
             PodPhase::Unknown => false,
         };
         idle && pod.readiness == Readiness::NotReady
+    }
+
+    /// Why a pod cannot start, if something refuses it. Being made is no refusal.
+    pub fn refusal(record: &MemberRecord) -> Option<&str> {
+        let reason = record.pod.as_ref()?.waiting_reason.as_deref()?;
+        (!STARTING.contains(&reason)).then_some(reason)
     }
 
     /// Why a member does not answer, as far as its pod tells.

@@ -29,12 +29,17 @@ fn noticed_by_scripts() -> Option<String> {
 }
 
 fn noticed_by_faults(all: &[Scenario]) -> Option<String> {
-    all.iter().find_map(|s| enumerate(s).1.into_iter().next()).map(|text| text.lines().next().unwrap_or_default().to_owned())
+    all.iter()
+        .find_map(|s| enumerate(s).1.into_iter().next())
+        .map(|text| text.lines().next().unwrap_or_default().to_owned())
 }
 
 #[test]
 fn every_missing_guard_is_noticed() {
-    assert!(noticed_by_scenarios(&scenarios::all()).is_none() && noticed_by_scripts().is_none(), "clean without mutants");
+    assert!(
+        noticed_by_scenarios(&scenarios::all()).is_none() && noticed_by_scripts().is_none(),
+        "clean without mutants"
+    );
     let mut survivors = Vec::new();
     for mutant in Mutant::ALL {
         let shown = format!("{mutant:?}");
