@@ -26,6 +26,7 @@ mod read;
 pub mod response;
 pub mod snapshot;
 pub mod store;
+mod tree;
 mod txn;
 mod validate;
 pub mod version;

@@ -7,10 +7,10 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use imbl::OrdMap;
 
 use crate::command::{FROM_KEY, KeyRange};
+use crate::tree::{Entry, KeyTree};
 use crate::version::KeyValue;
 
 /// Position of a change: main revision, sub-revision.
@@ -68,65 +68,53 @@ impl Forgotten {
     }
 }
 
-/// The store in use: persistent B-trees, so that a clone shares everything and a change copies one path.
+/// The store in use: a counting B+ tree of keys and a log of changes, both persistent.
 ///
 /// # Invariants
-/// - `newest` holds the newest version of each key, a tombstone until it is forgotten; `older` all versions below.
-/// - `log` holds every change from the first one not forgotten on.
+/// - `keys` holds every version kept; a key goes with its last tombstone.
+/// - `log` holds every change from the first one not forgotten on. The newest change is never forgotten, as compaction
+///   stays at or below the current revision.
 #[derive(Clone, Default, Debug)]
 pub struct TreeStore {
-    newest: OrdMap<Bytes, Arc<KeyValue>>,
-    older: OrdMap<(Bytes, i64), Arc<KeyValue>>,
+    keys: KeyTree,
     log: OrdMap<ChangeAt, Arc<KeyValue>>,
 }
 
 impl TreeStore {
-    /// The newest version of `key` in `older` at or below `revision`.
-    fn older_at(&self, key: &Bytes, revision: i64) -> Option<&Arc<KeyValue>> {
-        let ((found, _), version) = self.older.get_prev(&(key.clone(), revision))?;
-        (found == key).then_some(version)
-    }
-
-    fn at_or_before<'a>(&'a self, newest: &'a Arc<KeyValue>, revision: i64) -> Option<&'a Arc<KeyValue>> {
-        if newest.mod_revision <= revision { Some(newest) } else { self.older_at(&newest.key, revision) }
+    /// Whether `revision` is at or above every change, so that the newest versions are the ones it sees.
+    fn is_current(&self, revision: i64) -> bool {
+        self.log.get_max().is_none_or(|((main, _), _)| *main <= revision)
     }
 }
 
 impl Store for TreeStore {
     fn latest(&self, key: &[u8]) -> Option<&Arc<KeyValue>> {
-        self.newest.get(key)
+        self.keys.get(key).map(|entry| &entry.newest)
     }
 
     fn at(&self, key: &[u8], revision: i64) -> Option<&Arc<KeyValue>> {
-        self.at_or_before(self.newest.get(key)?, revision)
+        self.keys.get(key)?.at(revision)
     }
 
     fn scan<'a>(&'a self, range: &KeyRange, revision: i64) -> impl Iterator<Item = &'a Arc<KeyValue>> {
-        let all = (!range.is_empty()).then(|| self.newest.range::<_, [u8]>(bounds(range)));
-        all.into_iter()
-            .flatten()
-            .filter_map(move |(_, newest)| self.at_or_before(newest, revision))
-            .filter(|version| !version.is_tombstone())
+        let entries = (!range.is_empty()).then(|| self.keys.range(Bound::Included(&range.key), end_of(range)));
+        let versions = entries.into_iter().flatten().filter_map(move |entry| entry.at(revision));
+        versions.filter(|version| !version.is_tombstone())
+    }
+
+    fn count(&self, range: &KeyRange, revision: i64) -> usize {
+        if range.is_empty() {
+            0
+        } else if self.is_current(revision) {
+            self.keys.count_living(&range.key, end_of(range))
+        } else {
+            self.scan(range, revision).count()
+        }
     }
 
     fn versions<'a>(&'a self, after: Option<&[u8]>) -> impl Iterator<Item = &'a Arc<KeyValue>> {
-        let (newest_from, older_from) = match after {
-            Some(key) => {
-                let pair = (Bytes::copy_from_slice(key), i64::MAX);
-                (Bound::Excluded(key), Bound::Excluded(pair))
-            }
-            None => (Bound::Unbounded, Bound::Unbounded),
-        };
-        let mut newest = self.newest.range::<_, [u8]>((newest_from, Bound::Unbounded)).peekable();
-        let mut older = self.older.range::<_, (Bytes, i64)>((older_from, Bound::Unbounded)).peekable();
-        std::iter::from_fn(move || {
-            let older_first = match (older.peek(), newest.peek()) {
-                (Some(((key, _), _)), Some((next, _))) => key <= next,
-                (Some(_), None) => unreachable!("a key with older versions has a newest one"),
-                (None, _) => false,
-            };
-            if older_first { older.next().map(|(_, v)| v) } else { newest.next().map(|(_, v)| v) }
-        })
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.keys.range(from, Bound::Unbounded).flat_map(Entry::versions)
     }
 
     fn changes(&self, from: i64) -> impl Iterator<Item = &Arc<KeyValue>> {
@@ -144,29 +132,28 @@ impl Store for TreeStore {
     fn append(&mut self, version: Arc<KeyValue>) {
         let at = (version.mod_revision, version.sub_revision);
         assert!(self.log.get_max().is_none_or(|(last, _)| *last < at), "versions are appended in order");
-        let replaced = self.newest.insert(version.key.clone(), version.clone());
+        self.keys.insert(version.clone());
         self.log.insert(at, version);
-        if let Some(replaced) = replaced {
-            self.older.insert((replaced.key.clone(), replaced.mod_revision), replaced);
-        }
     }
 
     fn forget_change(&mut self, below: i64) -> Option<Forgotten> {
         let at = self.first_change().filter(|(main, _)| *main < below)?;
         let change = self.log.remove(&at).expect("the first change is in the log");
-        let replaced = self.older_at(&change.key, change.mod_revision - 1).cloned();
-        if let Some(replaced) = &replaced {
-            self.older.remove(&(replaced.key.clone(), replaced.mod_revision));
+        let entry = self.keys.get(&change.key).expect("a change in the log is a version of its key");
+        let is_newest = entry.newest.mod_revision == change.mod_revision;
+        let replaced = entry.oldest_replaced().filter(|oldest| oldest.mod_revision < change.mod_revision).cloned();
+        if replaced.is_some() {
+            self.keys.forget_oldest(&change.key);
         }
-        let tombstone = change.is_tombstone().then(|| {
-            if self.newest.get(&change.key).is_some_and(|newest| newest.mod_revision == change.mod_revision) {
-                self.newest.remove(&change.key);
-            } else {
-                self.older.remove(&(change.key.clone(), change.mod_revision));
-            }
-            change
-        });
-        Some(Forgotten { replaced, tombstone })
+        if !change.is_tombstone() {
+            return Some(Forgotten { replaced, tombstone: None });
+        }
+        if is_newest {
+            self.keys.remove(&change.key);
+        } else {
+            self.keys.forget_oldest(&change.key);
+        }
+        Some(Forgotten { replaced, tombstone: Some(change) })
     }
 
     fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>) -> TreeStore {
@@ -177,9 +164,7 @@ impl Store for TreeStore {
             if first_change.is_some_and(|first| first <= at) {
                 changes.push((at, version.clone()));
             }
-            if let Some(replaced) = store.newest.insert(version.key.clone(), version) {
-                store.older.insert((replaced.key.clone(), replaced.mod_revision), replaced);
-            }
+            store.keys.insert(version);
         }
         changes.sort_unstable_by_key(|(at, _)| *at);
         store.log.extend(changes);
@@ -187,13 +172,12 @@ impl Store for TreeStore {
     }
 }
 
-fn bounds(range: &KeyRange) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    let from = Bound::Included(&range.key[..]);
+fn end_of(range: &KeyRange) -> Bound<&[u8]> {
     if range.is_one() {
-        (from, from)
+        Bound::Included(&range.key)
     } else if range.range_end == FROM_KEY {
-        (from, Bound::Unbounded)
+        Bound::Unbounded
     } else {
-        (from, Bound::Excluded(&range.range_end[..]))
+        Bound::Excluded(&range.range_end)
     }
 }

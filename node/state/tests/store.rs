@@ -189,3 +189,75 @@ fn the_tree_store_keeps_the_contract() {
 fn the_list_store_keeps_the_contract() {
     contract::<ListStore>(1);
 }
+
+/// Keys of many lengths and shared beginnings, zeros and high bytes included.
+fn wide_key(rng: &mut Rng) -> Bytes {
+    let parts: [&[u8]; 6] = [b"/registry/", b"a", b"\0", b"\xff\xff", b"pods/", b"0123456789"];
+    let mut key = vec![b'k'];
+    for _ in 0..rng.below(5) {
+        let part: &&[u8] = rng.pick(&parts);
+        key.extend_from_slice(part);
+    }
+    key.extend_from_slice(rng.below(400).to_string().as_bytes());
+    key.into()
+}
+
+/// Trees of several levels that grow, shrink and split everywhere, against a map of what lives.
+#[test]
+fn scans_and_counts_are_right_in_deep_trees() {
+    let mut rng = Rng::new(11);
+    let (mut store, mut living) = (TreeStore::default(), BTreeMap::new());
+    let mut pictures = Vec::new();
+    for main in 2..40_000 {
+        // Phases of growth and of decline, so that nodes merge and the tree becomes shallow again.
+        let delete = rng.one_in(if main / 8_000 % 2 == 0 { 5 } else { 1 });
+        let key = match living.range(wide_key(&mut rng)..).next() {
+            Some((key, _)) if delete => Bytes::clone(key),
+            _ => wide_key(&mut rng),
+        };
+        if let Some(version) = version(&store, key.clone(), main, 0, delete && living.contains_key(&key)) {
+            store.append(version.clone());
+            if version.is_tombstone() {
+                living.remove(&key)
+            } else {
+                living.insert(key, version)
+            };
+        }
+        if rng.one_in(3) {
+            for _ in 0..5 {
+                store.forget_change(main - 50);
+            }
+        }
+        if rng.one_in(50) {
+            assert_same_range(&mut rng, &store, &living, main);
+        }
+        if rng.one_in(4_000) {
+            pictures.push((store.clone(), living.clone(), main));
+            store = TreeStore::load(owned(store.versions(None)).into_iter(), store.first_change());
+        }
+    }
+    for (store, living, main) in &pictures {
+        assert_eq!(owned(store.scan(&KeyRange::all(), *main)), living.values().cloned().collect::<Vec<_>>());
+        for _ in 0..50 {
+            assert_same_range(&mut rng, store, living, *main);
+        }
+    }
+    let most = pictures.iter().map(|(_, living, _)| living.len()).max();
+    assert!(most > Some(2_000), "some trees have two levels of branches: {most:?} keys");
+}
+
+fn assert_same_range(rng: &mut Rng, store: &TreeStore, living: &BTreeMap<Bytes, Arc<KeyValue>>, main: i64) {
+    let range = match rng.below(3) {
+        0 => KeyRange::new(wide_key(rng), wide_key(rng)),
+        1 => KeyRange::new(wide_key(rng), "\0"),
+        _ => KeyRange::one(wide_key(rng)),
+    };
+    let wanted: Vec<_> = living.range(range.key.clone()..).filter(|(key, _)| range.contains(key)).collect();
+    assert_eq!(store.count(&range, main), wanted.len(), "{range:?}");
+    let mut got = store.scan(&range, main);
+    assert!(wanted.iter().all(|(_, version)| got.next() == Some(version)) && got.next().is_none(), "{range:?}");
+    let key = wide_key(rng);
+    assert_eq!(store.at(&key, main).filter(|v| !v.is_tombstone()), living.get(&key));
+    let after: Vec<_> = store.versions(Some(&key)).take(20).collect();
+    assert!(after.iter().all(|v| v.key > key) && after.is_sorted_by_key(|v| (&v.key, v.mod_revision)));
+}
