@@ -1,11 +1,16 @@
-//! Clients: each has one operation at a time, remembers a leader, and never learns more than an answer tells it.
+//! Clients: each has one call at a time, remembers a leader, and never learns more than an answer tells it.
+//!
+//! Every call goes into a history that the auditor judges at the end of the run.
 
-use bytes::Bytes;
+use std::collections::BTreeMap;
+
+use quorate_audit::history::{Compare, Relation, Target};
+use quorate_audit::{Answer, Call, Operation, Outcome};
 use quorate_raft::io::{Input, ReadMode, Refusal};
 use quorate_raft::types::MemberId;
 
-use crate::machine::{self, RequestId};
-use crate::oracle::{Done, Operation, Violation};
+use crate::machine::{self, Applied, RequestId};
+use crate::oracle::{Violation, hold};
 use crate::process::Asked;
 use crate::rng::Rng;
 use crate::world::{Event, World};
@@ -14,48 +19,76 @@ use crate::world::{Event, World};
 const CLIENT_TIMEOUT_US: u64 = 1_500_000;
 /// Keys the clients share: few, so that reads see other clients' writes.
 const KEYS: u64 = 12;
+/// The client number of whoever writes without waiting.
+const NOBODY: u64 = 1_000;
+/// Revisions kept by a compaction.
+const KEPT_REVISIONS: i64 = 20;
 
-/// Names one operation of one client.
+/// Names one call: the number of its token.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Ticket {
-    client: u64,
-    number: u64,
-}
+pub(crate) struct Ticket(u64);
 
 #[derive(Debug)]
 pub(crate) struct Client {
     rng: Rng,
-    busy: Option<Busy>,
-    operations: u64,
+    busy: Option<Ticket>,
     leader_hint: Option<MemberId>,
-}
-
-/// The outstanding operation.
-#[derive(Clone, Debug)]
-struct Busy {
-    number: u64,
-    started: u64,
-    wanted: Wanted,
-}
-
-#[derive(Clone, Debug)]
-enum Wanted {
-    Put { key: Bytes, value: Bytes },
-    Get { key: Bytes },
+    /// A key and the mod revision it was last seen with: what a compare-and-set builds on.
+    seen: Option<(String, i64)>,
 }
 
 impl Client {
     pub(crate) fn new(rng: Rng) -> Client {
-        Client { rng, busy: None, operations: 0, leader_hint: None }
+        Client { rng, busy: None, leader_hint: None, seen: None }
+    }
+}
+
+/// What all clients did, in order of invocation.
+#[derive(Debug, Default)]
+pub struct Calls {
+    order: u64,
+    operations: Vec<Operation>,
+    open: BTreeMap<Ticket, usize>,
+}
+
+impl Calls {
+    fn tick(&mut self) -> u64 {
+        self.order += 1;
+        self.order
+    }
+
+    fn invoke(&mut self, ticket: Ticket, client: u64, call: Call) {
+        let invoked = self.tick();
+        self.open.insert(ticket, self.operations.len());
+        self.operations.push(Operation { id: ticket.0, client, call, invoked, outcome: Outcome::Unknown });
+    }
+
+    /// Ends a call that is still open; gives whose it was.
+    fn end(&mut self, ticket: Ticket, outcome: Outcome) -> Option<u64> {
+        let operation = &mut self.operations[self.open.remove(&ticket)?];
+        operation.outcome = outcome;
+        Some(operation.client)
+    }
+
+    fn call(&self, ticket: Ticket) -> Option<&Call> {
+        self.open.get(&ticket).map(|at| &self.operations[*at].call)
+    }
+
+    pub fn count(&self) -> usize {
+        self.operations.len()
+    }
+
+    pub fn operations(&self) -> &[Operation] {
+        &self.operations
     }
 }
 
 impl World {
-    fn client_mut(&mut self, client: u64) -> &mut Client {
-        &mut self.clients[usize::try_from(client).expect("there are few clients")]
+    fn client_mut(&mut self, client: u64) -> Option<&mut Client> {
+        self.clients.get_mut(usize::try_from(client).ok()?)
     }
 
-    /// A client starts its next operation at the member it believes to lead, or at any.
+    /// A client starts its next call at the member it believes to lead, or at any.
     pub(crate) fn client(&mut self, client: u64) -> Result<(), Violation> {
         if self.clients_stopped {
             return Ok(());
@@ -65,89 +98,124 @@ impl World {
             // Discovery names the members; now and then it is out of date.
             up.retain(|id| self.oracle.config.contains(*id));
         }
-        let state = self.client_mut(client);
+        self.values += 1;
+        let value = format!("v{}", self.values);
+        let Some(state) = self.client_mut(client) else { return Ok(()) };
         if state.busy.is_some() {
             return Ok(());
         }
-        state.operations += 1;
-        let number = state.operations;
-        let key = Bytes::from(format!("k{}", state.rng.below(KEYS)));
         let hint = state.leader_hint.filter(|id| up.contains(id)).filter(|_| !state.rng.chance(150));
-        let target = hint.or_else(|| state.rng.pick(&up).copied());
-        let is_read = state.rng.chance(400);
-        let Some(target) = target else {
-            self.next_operation(client);
+        let Some(target) = hint.or_else(|| state.rng.pick(&up).copied()) else {
+            self.next_call(client);
             return Ok(());
         };
-        let wanted = if is_read {
-            Wanted::Get { key }
-        } else {
-            self.values += 1;
-            Wanted::Put { key, value: Bytes::from(format!("v{}", self.values)) }
-        };
-        let ticket = Ticket { client, number };
-        let started = self.now;
-        self.client_mut(client).busy = Some(Busy { number, started, wanted: wanted.clone() });
-        self.at(self.now + CLIENT_TIMEOUT_US, Event::ClientTimeout { ticket });
+        let call = state.draw(value);
+        let is_read = matches!(call, Call::Range { .. });
         let token = self.token();
-        match wanted {
-            Wanted::Get { .. } => {
+        let ticket = Ticket(token.0);
+        if let Some(state) = self.client_mut(client) {
+            state.busy = Some(ticket);
+        }
+        self.at(self.now + CLIENT_TIMEOUT_US, Event::ClientTimeout { ticket });
+        let request = RequestId { origin: target, number: token.0 };
+        let payload = (!is_read).then(|| machine::encode(request, &call));
+        self.calls.invoke(ticket, client, call);
+        match payload {
+            None => {
                 self.ask(target, token, Asked::Read(ticket));
                 self.input(target, Input::Read { token, mode: ReadMode::Index })
             }
-            Wanted::Put { key, value } => {
-                self.ask(target, token, Asked::Put(ticket));
-                if let Some(process) = self.process(target) {
-                    process.puts.insert(token.0, ticket);
-                }
-                let request = RequestId { origin: target, number: token.0 };
-                let payload = machine::encode_put(request, &key, &value);
+            Some(payload) => {
+                self.ask(target, token, Asked::Write(ticket));
                 self.input(target, Input::Propose { batch: vec![(token, payload)] })
             }
         }
     }
 
-    fn next_operation(&mut self, client: u64) {
+    /// Many writes at once for which nobody waits.
+    pub fn burst(&mut self, target: MemberId, count: u64) -> Result<(), Violation> {
+        let mut batch = Vec::new();
+        for _ in 0..count {
+            self.values += 1;
+            let call = Call::Put { key: format!("k{}", self.rng.below(KEYS)), value: format!("v{}", self.values) };
+            let token = self.token();
+            batch.push((token, machine::encode(RequestId { origin: target, number: token.0 }, &call)));
+            self.calls.invoke(Ticket(token.0), NOBODY, call);
+            self.ask(target, token, Asked::Write(Ticket(token.0)));
+        }
+        self.input(target, Input::Propose { batch })
+    }
+
+    /// Asks the store to forget old revisions.
+    pub fn compact(&mut self, target: MemberId) -> Result<(), Violation> {
+        let Some(revision) = self.process(target).map(|process| process.machine.revision() - KEPT_REVISIONS) else {
+            return Ok(());
+        };
+        let token = self.token();
+        self.ask(target, token, Asked::Compaction);
+        let payload = machine::encode_compaction(RequestId { origin: target, number: token.0 }, revision.max(1));
+        self.input(target, Input::Propose { batch: vec![(token, payload)] })
+    }
+
+    fn next_call(&mut self, client: u64) {
         let think_us = self.shape.think_us;
-        let wait = self.client_mut(client).rng.between(1, think_us * 2);
+        let Some(state) = self.client_mut(client) else { return };
+        let wait = state.rng.between(1, think_us * 2);
         self.at(self.now + wait, Event::Client { client });
     }
 
-    /// Takes the outstanding operation if the ticket still names it.
-    fn take_busy(&mut self, ticket: Ticket) -> Option<Busy> {
-        let busy = self.client_mut(ticket.client).busy.take_if(|busy| busy.number == ticket.number)?;
-        self.next_operation(ticket.client);
-        Some(busy)
+    /// Ends a call, and sends its client to the next one.
+    fn end_call(&mut self, ticket: Ticket, outcome: Outcome, hint: Option<MemberId>) {
+        let Some(client) = self.calls.end(ticket, outcome) else { return };
+        if let Some(state) = self.client_mut(client) {
+            state.busy = None;
+            state.leader_hint = hint;
+        }
+        self.next_call(client);
     }
 
-    fn finish(&mut self, started: u64, operation: Operation) {
-        let ended = self.now;
-        self.oracle.done(Done { started, ended, operation });
+    fn answered(&mut self, id: MemberId, ticket: Ticket, answer: Answer) {
+        if let Some(client) = self.calls.open.get(&ticket).map(|at| self.calls.operations[*at].client)
+            && let Answer::Range { kvs, .. } = &answer
+            && let Some(kv) = kvs.first()
+            && let Some(state) = self.client_mut(client)
+        {
+            state.seen = Some((kv.key.clone(), kv.mod_revision));
+        }
+        let returned = self.calls.tick();
+        self.end_call(ticket, Outcome::Returned { returned, answer }, Some(id));
     }
 
-    pub(crate) fn answer_put(&mut self, id: MemberId, number: u64, revision: i64) {
-        let Some(ticket) = self.process(id).and_then(|process| process.puts.remove(&number)) else { return };
-        let Some(busy) = self.take_busy(ticket) else { return };
-        self.client_mut(ticket.client).leader_hint = Some(id);
-        if let Wanted::Put { key, value } = busy.wanted {
-            self.count("puts acknowledged");
-            self.finish(busy.started, Operation::Put { key, value, revision: Some(revision), certain_failure: false });
+    /// The machine's answer to a command that was asked for here.
+    pub(crate) fn answer_write(&mut self, id: MemberId, applied: Applied) -> Result<(), Violation> {
+        let ticket = Ticket(applied.request.number);
+        let is_open = self.process(id).is_some_and(|process| process.writes.remove(&ticket));
+        if !is_open || self.calls.call(ticket).is_none() {
+            return Ok(());
+        }
+        match applied.answer {
+            Ok(answer) => {
+                self.count("writes acknowledged");
+                self.answered(id, ticket, answer);
+                Ok(())
+            }
+            Err(error) => Err(Violation(format!("I13 {id} refuses a right command: {error}"))),
         }
     }
 
     /// Answers the reads whose index this member has applied.
-    pub(crate) fn answer_reads(&mut self, id: MemberId) {
+    pub(crate) fn answer_reads(&mut self, id: MemberId) -> Result<(), Violation> {
         loop {
-            let Some(process) = self.process(id) else { return };
+            let Some(process) = self.process(id) else { return Ok(()) };
             let applied = process.machine.applied();
-            let Some(at) = process.reads_ready.iter().position(|(index, _)| *index <= applied) else { return };
+            let Some(at) = process.reads_ready.iter().position(|(index, _)| *index <= applied) else { return Ok(()) };
             let (_, ticket) = process.reads_ready.swap_remove(at);
-            let Some(busy) = self.take_busy(ticket) else { continue };
-            let Wanted::Get { key } = busy.wanted else { continue };
-            let Some(process) = self.process(id) else { return };
-            let (found, store_revision) = (process.machine.get(&key), process.machine.revision());
+            let Some(Call::Range { key, .. }) = self.calls.call(ticket).cloned() else { continue };
+            let Some(process) = self.process(id) else { return Ok(()) };
+            let answer = process.machine.read(&key);
+            hold!(answer.revision() >= 1, "I3 {id} answers at revision {}", answer.revision());
             self.count("reads answered");
-            self.finish(busy.started, Operation::Get { key, found, store_revision });
+            self.answered(id, ticket, answer);
         }
     }
 
@@ -157,23 +225,47 @@ impl World {
             Refusal::NotLeader { leader } => *leader,
             _ => None,
         };
-        let Some(busy) = self.take_busy(ticket) else { return };
-        self.client_mut(ticket.client).leader_hint = hint;
-        if let Wanted::Put { key, value } = busy.wanted {
-            self.finish(busy.started, Operation::Put { key, value, revision: None, certain_failure: true });
-        }
+        self.end_call(ticket, Outcome::Refused, hint);
     }
 
     pub(crate) fn client_unknown(&mut self, ticket: Ticket) {
-        let Some(busy) = self.take_busy(ticket) else { return };
-        self.client_mut(ticket.client).leader_hint = None;
-        if let Wanted::Put { key, value } = busy.wanted {
+        if self.calls.call(ticket).is_some() {
             self.count("unknown outcomes");
-            self.finish(busy.started, Operation::Put { key, value, revision: None, certain_failure: false });
         }
+        self.end_call(ticket, Outcome::Unknown, None);
     }
 
     pub fn stop_clients(&mut self) {
         self.clients_stopped = true;
+    }
+}
+
+impl Client {
+    fn draw(&mut self, value: String) -> Call {
+        let key = format!("k{}", self.rng.below(KEYS));
+        let read = |key: &str| Call::Range {
+            key: key.to_owned(),
+            range_end: String::new(),
+            revision: 0,
+            limit: 0,
+            serializable: false,
+        };
+        match self.rng.below(10) {
+            0..=3 => read(&key),
+            4..=6 => Call::Put { key, value },
+            7 => Call::DeleteRange { key, range_end: String::new() },
+            _ => match self.seen.take() {
+                Some((key, revision)) => Call::Txn {
+                    compares: vec![Compare {
+                        key: key.clone(),
+                        relation: Relation::Equal,
+                        target: Target::Mod(revision),
+                    }],
+                    success: vec![Call::Put { key: key.clone(), value }],
+                    failure: vec![read(&key)],
+                },
+                None => read(&key),
+            },
+        }
     }
 }

@@ -92,6 +92,8 @@ enum Fault {
     Bridge,
     Flap,
     HealLinks,
+    /// The store forgets old revisions; not a fault, but it must survive them.
+    Compact,
     Crash,
     PowerLoss,
     PowerLossAll,
@@ -115,7 +117,7 @@ enum Fault {
 }
 
 /// The classes a run over many seeds must have triggered.
-pub const CLASSES: [&str; 29] = [
+pub const CLASSES: [&str; 30] = [
     "lost messages",
     "duplicated messages",
     "reordered messages",
@@ -124,6 +126,7 @@ pub const CLASSES: [&str; 29] = [
     "split",
     "partial partition",
     "flapping links",
+    "compaction",
     "crash",
     "power loss",
     "power loss of all",
@@ -149,10 +152,11 @@ pub const CLASSES: [&str; 29] = [
 
 fn weights(profile: Profile) -> Vec<(Fault, u64)> {
     use Fault::*;
-    let network = vec![(Storm, 4), (Isolate, 3), (OneWay, 3), (Split, 3), (Bridge, 2), (Flap, 2), (HealLinks, 9)];
+    let network =
+        vec![(Storm, 4), (Isolate, 3), (OneWay, 3), (Split, 3), (Bridge, 2), (Flap, 2), (Compact, 1), (HealLinks, 9)];
     let crashes = vec![(Crash, 6), (PowerLoss, 4), (PowerLossAll, 1)];
     let disk = vec![(SlowDisk, 4), (DiskStall, 2)];
-    let errors = vec![(FsyncError, 3), (DiskFull, 2), (Rot, 1), (Replace, 2)];
+    let errors = vec![(FsyncError, 3), (DiskFull, 2), (Rot, 2), (Replace, 4)];
     let clock = vec![(ClockRate, 4), (Pause, 4)];
     let members =
         vec![(AddLearner, 4), (Promote, 8), (Demote, 1), (Remove, 4), (Swap, 4), (Transfer, 4), (BadChange, 3)];
@@ -166,7 +170,7 @@ fn weights(profile: Profile) -> Vec<(Fault, u64)> {
         Profile::Clock => clock,
         Profile::Churn => [members, vec![(Crash, 2), (Isolate, 1), (HealLinks, 2)]].concat(),
         Profile::SnapshotHeavy => {
-            vec![(Crash, 3), (Isolate, 4), (HealLinks, 4), (AddLearner, 2), (Promote, 2), (Remove, 2)]
+            vec![(Compact, 3), (Crash, 3), (Isolate, 4), (HealLinks, 4), (AddLearner, 2), (Promote, 2), (Remove, 2)]
         }
         Profile::All => [network, crashes, disk, errors, clock, members].concat(),
     }
@@ -221,6 +225,7 @@ impl Faults {
         });
         let gap = if self.profile == Profile::Calm { 4_000_000 } else { 900_000 };
         world.schedule_fault(self.rng.between(20_000, gap));
+        world.faults += 1;
         self.cause(world, fault.expect("the draw is below the total"))
     }
 
@@ -241,8 +246,17 @@ impl Faults {
                     world.net.weather = CALM;
                 }
             }
+            Fault::Compact => {
+                world.count("compaction");
+                world.compact(target)?;
+            }
             Fault::Isolate => {
                 world.count("isolated member");
+                if self.rng.chance(400) {
+                    // A long tail that nobody else will ever see.
+                    let count = self.rng.between(10, 150);
+                    world.burst(target, count)?;
+                }
                 for peer in &ids {
                     world.net.cut(target, *peer);
                     world.net.cut(*peer, target);

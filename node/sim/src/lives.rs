@@ -1,6 +1,6 @@
 //! Crashes, starts and pauses.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use quorate_log::{LogError, Verdict};
 use quorate_raft::Node;
@@ -24,13 +24,13 @@ impl World {
         let under_way = process.flushing.clone().unwrap_or_default();
         let asked: Vec<Asked> = process.asked.values().map(|(_, asked)| *asked).collect();
         let tickets: Vec<Ticket> =
-            process.puts.into_values().chain(process.reads_ready.into_iter().map(|(_, t)| t)).collect();
+            process.writes.into_iter().chain(process.reads_ready.into_iter().map(|(_, t)| t)).collect();
         member.storage.crash(process.log, process.flushing.as_deref(), power, &mut self.rng);
         member.under_way = under_way;
         self.say(|| format!("{id} {}", if power { "loses power" } else { "crashes" }));
         // Clients see their connections break and do not know.
         for asked in asked {
-            if let Asked::Put(ticket) | Asked::Read(ticket) = asked {
+            if let Asked::Write(ticket) | Asked::Read(ticket) = asked {
                 self.client_unknown(ticket);
             }
         }
@@ -105,7 +105,7 @@ impl World {
             installing: None,
             next_wake: None,
             asked: BTreeMap::new(),
-            puts: BTreeMap::new(),
+            writes: BTreeSet::new(),
             reads_ready: Vec::new(),
         });
         self.say(|| format!("{id} starts"));

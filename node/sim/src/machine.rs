@@ -1,12 +1,12 @@
-//! The replicated machine of one member, as the node drives it: commands wrapped with who asked.
-
-use std::collections::BTreeMap;
+//! The replicated machine of one member, as the node drives it: the shipped store, commands wrapped with who asked.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quorate_audit::{Answer, Call, Change, Kv};
 use quorate_raft::types::{Entry, Index, MemberId, Payload};
-
-/// A whole state, cheap to clone for the tiny states of a simulation.
-pub type Image = Machine;
+use quorate_state::{
+    Applied as StateApplied, Command, Compare, CompareResult, CompareTarget, DeleteRange, EventKind, KeyRange,
+    KeyValue, Machine as Store, Put, Range, Response, StateError, Txn, TxnOp,
+};
 
 /// Who proposed a command, so that it is answered where it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -15,81 +15,163 @@ pub struct RequestId {
     pub number: u64,
 }
 
-/// What one put made of one key.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Written {
-    pub revision: i64,
-    pub key: Bytes,
-    pub value: Bytes,
-}
-
 /// An applied command.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Applied {
     pub request: RequestId,
-    pub written: Written,
+    pub answer: Result<Answer, StateError>,
+    pub changes: Vec<Change>,
 }
 
+/// A whole state. Cloning takes constant time.
 #[derive(Clone, Debug, Default)]
-pub struct Machine {
-    applied: Index,
-    revision: i64,
-    pairs: BTreeMap<Bytes, (Bytes, i64)>,
-    hash: u64,
-}
+pub struct Machine(Store);
 
 impl Machine {
     pub fn new() -> Machine {
-        Machine { revision: 1, ..Machine::default() }
+        Machine::default()
     }
     pub fn applied(&self) -> Index {
-        self.applied
+        self.0.applied_index()
     }
     pub fn revision(&self) -> i64 {
-        self.revision
-    }
-    pub fn get(&self, key: &Bytes) -> Option<(Bytes, i64)> {
-        self.pairs.get(key).cloned()
+        self.0.revision()
     }
     pub fn hash(&self) -> u64 {
-        self.hash
+        self.0.state_hash()
     }
 
     /// Applies the next entry.
     pub fn apply(&mut self, entry: &Entry) -> Option<Applied> {
-        assert_eq!(entry.index, self.applied + 1, "entries are applied in order");
-        self.applied = entry.index;
-        let Payload::Data(data) = &entry.payload else { return None };
-        let (request, key, value) = decode(data.clone());
-        self.revision += 1;
-        let revision = self.revision;
-        self.hash = mix(self.hash ^ mix(fold(&key)) ^ fold(&value)).wrapping_add(revision.unsigned_abs());
-        self.pairs.insert(key.clone(), (value.clone(), revision));
-        Some(Applied { request, written: Written { revision, key, value } })
+        let Payload::Data(data) = &entry.payload else {
+            self.0.apply(entry.index, entry.term, None);
+            return None;
+        };
+        let (request, command) = decode(data.clone());
+        let StateApplied { outcome, events, .. } = self.0.apply(entry.index, entry.term, Some(&command));
+        let changes = events.iter().map(|event| Change {
+            revision: event.kv.mod_revision,
+            key: text(&event.kv.key),
+            kv: (event.kind == EventKind::Put).then(|| seen(&event.kv)),
+        });
+        Some(Applied { request, changes: changes.collect(), answer: outcome.map(answer) })
+    }
+
+    /// Answers a read of one key now.
+    pub fn read(&self, key: &str) -> Answer {
+        let view = self.0.view();
+        let kvs: Vec<Kv> = view.get(key.as_bytes()).iter().map(|kv| seen(kv)).collect();
+        Answer::Range { revision: view.revision(), count: i64::try_from(kvs.len()).unwrap_or(i64::MAX), kvs }
+    }
+
+    /// The state as it travels between members.
+    pub fn chunks(&self) -> Vec<Bytes> {
+        self.0.view().snapshot_chunks(b"sim").collect()
+    }
+
+    /// # Errors
+    /// The chunks are damaged.
+    pub fn restore(chunks: Vec<Bytes>) -> Result<Machine, String> {
+        Store::restore(chunks).map(|restored| Machine(restored.machine)).map_err(|error| error.to_string())
     }
 }
 
-pub fn encode_put(request: RequestId, key: &Bytes, value: &Bytes) -> Bytes {
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn seen(kv: &KeyValue) -> Kv {
+    Kv {
+        key: text(&kv.key),
+        value: text(&kv.value),
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+    }
+}
+
+fn answer(response: Response) -> Answer {
+    match response {
+        Response::Put(put) => Answer::Put { revision: put.revision },
+        Response::DeleteRange(delete) => Answer::DeleteRange { revision: delete.revision, deleted: delete.deleted },
+        Response::Range(range) => {
+            let kvs = range.kvs.iter().map(|kv| seen(kv)).collect();
+            Answer::Range { revision: range.revision, kvs, count: range.count }
+        }
+        Response::Txn(txn) => Answer::Txn {
+            revision: txn.revision,
+            succeeded: txn.succeeded,
+            responses: txn.responses.into_iter().map(answer).collect(),
+        },
+        // Not in a history: it changes nothing a client sees.
+        Response::Compact { revision } | Response::Nothing { revision } => {
+            Answer::Range { revision, kvs: Vec::new(), count: 0 }
+        }
+    }
+}
+
+/// What the store is asked for a call that writes. The simulated clients make no other forms.
+fn command(call: &Call) -> Command {
+    match call {
+        Call::Put { key, value } => Command::Put(put(key, value)),
+        Call::DeleteRange { key, .. } => {
+            Command::DeleteRange(DeleteRange { range: KeyRange::one(key.clone()), prev_kv: false })
+        }
+        Call::Txn { compares, success, failure } => Command::Txn(Txn {
+            compares: compares.iter().map(compare).collect(),
+            success: success.iter().map(operation).collect(),
+            failure: failure.iter().map(operation).collect(),
+        }),
+        Call::Range { .. } => unreachable!("reads do not go through the log"),
+    }
+}
+
+fn put(key: &str, value: &str) -> Put {
+    Put {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        ..Put::default()
+    }
+}
+
+fn compare(compare: &quorate_audit::history::Compare) -> Compare {
+    let target = match compare.target {
+        quorate_audit::history::Target::Mod(revision) => CompareTarget::ModRevision(revision),
+        _ => unreachable!("the simulated clients compare the mod revision only"),
+    };
+    Compare { range: KeyRange::one(compare.key.clone()), result: CompareResult::Equal, target }
+}
+
+fn operation(call: &Call) -> TxnOp {
+    match call {
+        Call::Put { key, value } => TxnOp::Put(put(key, value)),
+        Call::Range { key, .. } => TxnOp::Range(Range { range: KeyRange::one(key.clone()), ..Range::default() }),
+        Call::DeleteRange { key, .. } => {
+            TxnOp::DeleteRange(DeleteRange { range: KeyRange::one(key.clone()), prev_kv: false })
+        }
+        Call::Txn { .. } => unreachable!("the simulated clients do not nest"),
+    }
+}
+
+/// A call as an entry's payload.
+pub fn encode(request: RequestId, call: &Call) -> Bytes {
+    encode_command(request, &command(call))
+}
+
+/// A compaction as an entry's payload.
+pub fn encode_compaction(request: RequestId, revision: i64) -> Bytes {
+    encode_command(request, &Command::Compact { revision })
+}
+
+fn encode_command(request: RequestId, command: &Command) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64(request.origin.0);
     out.put_u64(request.number);
-    out.put_u32(u32::try_from(key.len()).expect("simulated keys are short"));
-    out.put_slice(key);
-    out.put_slice(value);
+    command.encode(&mut out);
     out.freeze()
 }
 
-fn decode(mut data: Bytes) -> (RequestId, Bytes, Bytes) {
+fn decode(mut data: Bytes) -> (RequestId, Command) {
     let request = RequestId { origin: MemberId(data.get_u64()), number: data.get_u64() };
-    let key_bytes = data.get_u32();
-    let key = data.split_to(usize::try_from(key_bytes).expect("a u32 fits"));
-    (request, key, data)
-}
-
-fn fold(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-fn mix(value: u64) -> u64 {
-    (value ^ (value >> 31)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    (request, Command::decode(data).expect("a committed command is one that a client encoded"))
 }

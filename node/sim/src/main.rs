@@ -10,6 +10,8 @@ use clap::Parser;
 use quorate_sim::faults::{CLASSES, Profile};
 use quorate_sim::run::{Options, Outcome, run};
 
+/// A run stops after this many failing seeds.
+const VIOLATIONS_MAX: usize = 10;
 /// From this many seeds on a fault class that never happened makes the run red.
 const SEEDS_FOR_ALL_CLASSES: u64 = 200;
 
@@ -17,7 +19,7 @@ const SEEDS_FOR_ALL_CLASSES: u64 = 200;
 #[command(
     name = "quorate-sim",
     about = "Runs whole simulated clusters from seeds and checks every promise at every step",
-    after_help = "A failing seed prints the command that replays it:\n  cargo xtask sim -- --seed 42 --trace"
+    after_help = "A failing seed prints the command that replays it:\n  cargo xtask sim --seed 42 --trace"
 )]
 struct Cli {
     /// How many seeds
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
     }
     let (first, count) = cli.seed.map_or((cli.start, cli.seeds), |seed| (seed, 1));
     let started = Instant::now();
-    let sum = run_seeds(&cli, first, count, true);
+    let sum = run_seeds(&cli, first, count, VIOLATIONS_MAX);
     sum.print(started.elapsed().as_secs_f64());
     if sum.is_red(count) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
 struct Sum {
     seeds: u64,
     simulated_us: u64,
+    counted_us: u64,
     operations: u64,
     counts: BTreeMap<&'static str, u64>,
     violations: Vec<Outcome>,
@@ -89,6 +92,7 @@ impl Sum {
     fn add(&mut self, outcome: Outcome) {
         self.seeds += 1;
         self.simulated_us += outcome.simulated_us;
+        self.counted_us += if outcome.counts_honestly { outcome.simulated_us } else { 0 };
         self.operations += outcome.operations;
         for (name, count) in &outcome.counts {
             *self.counts.entry(name).or_default() += count;
@@ -101,9 +105,11 @@ impl Sum {
     fn print(&self, seconds: f64) {
         let simulated = self.simulated_us as f64 / 1e6;
         println!(
-            "{} seeds, {:.2} simulated hours, {} client operations ({:.0}/s), {:.0} s: {:.0}× real time",
+            "{} seeds, {:.2} simulated hours ({:.2} count: at least 20 calls a second and a fault every 10 s), \
+             {} client calls ({:.0}/s), {:.0} s: {:.0}× real time",
             self.seeds,
             simulated / 3600.0,
+            self.counted_us as f64 / 3.6e9,
             self.operations,
             self.operations as f64 / simulated.max(1.0),
             seconds,
@@ -118,7 +124,7 @@ impl Sum {
                 outcome.profile,
                 outcome.violation.as_deref().unwrap_or_default()
             );
-            println!("  replay: cargo xtask sim -- --seed {} --trace", outcome.seed);
+            println!("  replay: cargo xtask sim --seed {} --trace", outcome.seed);
         }
         println!("{} passed, {} failed", self.seeds - self.violations.len() as u64, self.violations.len());
     }
@@ -135,7 +141,7 @@ impl Sum {
 }
 
 /// Runs seeds on all cores; each run is single-threaded, so the order of finishing changes nothing.
-fn run_seeds(cli: &Cli, first: u64, count: u64, progress: bool) -> Sum {
+fn run_seeds(cli: &Cli, first: u64, count: u64, violations_max: usize) -> Sum {
     let jobs = cli.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let sum = Mutex::new(Sum::default());
@@ -151,10 +157,10 @@ fn run_seeds(cli: &Cli, first: u64, count: u64, progress: bool) -> Sum {
                     let outcome = one(cli, first + offset);
                     let mut sum = sum.lock().expect("no thread panics while it holds the sum");
                     sum.add(outcome);
-                    if progress && sum.seeds.is_multiple_of(100) {
+                    if violations_max > 1 && sum.seeds.is_multiple_of(100) {
                         eprintln!("[sim] {} of {count} seeds, {} s", sum.seeds, started.elapsed().as_secs());
                     }
-                    if sum.violations.len() >= 10 {
+                    if sum.violations.len() >= violations_max {
                         stop.store(true, Ordering::Relaxed);
                     }
                 }
@@ -193,13 +199,8 @@ fn mutants(cli: &Cli) -> ExitCode {
     for mutant in Mutant::ALL {
         let started = Instant::now();
         let cli = Cli { mutant: Some(*mutant), ..cli.clone() };
-        let mut killed = None;
-        let mut seeds = 0;
-        while killed.is_none() && seeds < SEEDS_PER_MUTANT {
-            let sum = run_seeds(&cli, cli.start + seeds, 20, false);
-            seeds += 20;
-            killed = sum.violations.into_iter().next();
-        }
+        let sum = run_seeds(&cli, cli.start, SEEDS_PER_MUTANT, 1);
+        let (killed, seeds) = (sum.violations.into_iter().next(), sum.seeds);
         let seconds = started.elapsed().as_secs_f64();
         match killed {
             Some(outcome) => {

@@ -2,13 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use quorate_raft::Node;
 use quorate_raft::types::{
     Config, Entry, HardState, Index, MemberId, Payload, Record, Recovered, SnapMeta, Term, WriteSeq,
 };
-
-use crate::machine::Written;
 
 /// A broken promise. The text names the promise, the members and the numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,20 +154,6 @@ fn summary(hard: HardState, snapshot: &SnapMeta, entries: &[Entry]) -> String {
     )
 }
 
-/// One client operation, as the client saw it. Instants are simulated microseconds.
-#[derive(Clone, Debug)]
-pub enum Operation {
-    Put { key: Bytes, value: Bytes, revision: Option<i64>, certain_failure: bool },
-    Get { key: Bytes, found: Option<(Bytes, i64)>, store_revision: i64 },
-}
-
-#[derive(Clone, Debug)]
-pub struct Done {
-    pub started: u64,
-    pub ended: u64,
-    pub operation: Operation,
-}
-
 /// Facts about the whole cluster, gathered from every member as they happen.
 #[derive(Debug, Default)]
 pub struct Oracle {
@@ -187,7 +170,6 @@ pub struct Oracle {
     votes: BTreeMap<Term, BTreeMap<MemberId, MemberId>>,
     /// The last committed configuration.
     pub config: Config,
-    history: Vec<Done>,
 }
 
 impl Oracle {
@@ -320,76 +302,6 @@ impl Oracle {
         hold!(first == hash, "I3 the state of {who} at {index} hashes to {hash:x}, elsewhere to {first:x}");
         Ok(())
     }
-
-    pub fn done(&mut self, done: Done) {
-        self.history.push(done);
-    }
-
-    pub fn operations(&self) -> usize {
-        self.history.len()
-    }
-
-    /// I1 and I2: every acknowledged write is in the final history at its revision, a write that certainly failed is not,
-    /// every read saw the state at some instant within its duration. `truth`: every committed put.
-    pub fn check_history(&self, truth: &[Written]) -> Result<(), Violation> {
-        let by_revision: BTreeMap<i64, &Written> = truth.iter().map(|w| (w.revision, w)).collect();
-        let mut by_key: BTreeMap<&Bytes, Vec<(i64, &Bytes)>> = BTreeMap::new();
-        for written in truth {
-            by_key.entry(&written.key).or_default().push((written.revision, &written.value));
-        }
-        let values: BTreeSet<&Bytes> = truth.iter().map(|written| &written.value).collect();
-        for done in &self.history {
-            match &done.operation {
-                Operation::Put { key, value, revision: Some(revision), .. } => {
-                    let held = by_revision.get(revision).is_some_and(|w| w.key == *key && w.value == *value);
-                    hold!(held, "I1 put acknowledged at revision {revision} is not in the final history");
-                }
-                Operation::Put { value, certain_failure: true, .. } => {
-                    hold!(!values.contains(value), "I2 a put that was refused was executed all the same");
-                }
-                Operation::Put { .. } => {}
-                Operation::Get { key, found, store_revision } => {
-                    let versions = by_key.get(key).map(Vec::as_slice).unwrap_or_default();
-                    let seen = versions.iter().rev().find(|(r, _)| r <= store_revision);
-                    let same = match (seen, found) {
-                        (None, None) => true,
-                        (Some((r, v)), Some((value, mod_revision))) => *r == *mod_revision && *v == value,
-                        (None, Some(_)) | (Some(_), None) => false,
-                    };
-                    hold!(same, "I2 a read at revision {store_revision} saw {found:?}, the history says {seen:?}");
-                }
-            }
-        }
-        self.check_real_time()
-    }
-
-    /// I2, real time: an operation that starts after another has ended takes effect at the same or a later revision, a
-    /// write at a later one.
-    fn check_real_time(&self) -> Result<(), Violation> {
-        let effect = |done: &Done| match &done.operation {
-            Operation::Put { revision, .. } => revision.map(|r| (r, true)),
-            Operation::Get { store_revision, .. } => Some((*store_revision, false)),
-        };
-        let mut starts: Vec<(u64, i64, bool)> =
-            self.history.iter().filter_map(|d| effect(d).map(|(r, write)| (d.started, r, write))).collect();
-        let mut ends: Vec<(u64, i64)> =
-            self.history.iter().filter_map(|d| effect(d).map(|(r, _)| (d.ended, r))).collect();
-        starts.sort_unstable();
-        ends.sort_unstable();
-        let (mut next, mut newest) = (0, 0);
-        for (started, revision, write) in starts {
-            while next < ends.len() && ends[next].0 < started {
-                newest = newest.max(ends[next].1);
-                next += 1;
-            }
-            let in_order = if write { revision > newest } else { revision >= newest };
-            hold!(
-                in_order,
-                "I2 an operation started at {started} µs took effect at revision {revision}, yet {newest} had been seen before"
-            );
-        }
-        Ok(())
-    }
 }
 
 fn fingerprint(entry: &Entry) -> u64 {
@@ -432,42 +344,6 @@ fn successive(old: &Config, new: &Config) -> Result<(), Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn put(started: u64, ended: u64, revision: i64) -> Done {
-        let bytes = Bytes::from(format!("v{revision}"));
-        let operation = Operation::Put {
-            key: Bytes::from_static(b"k"),
-            value: bytes,
-            revision: Some(revision),
-            certain_failure: false,
-        };
-        Done { started, ended, operation }
-    }
-    fn get(started: u64, ended: u64, seen: Option<i64>, store_revision: i64) -> Done {
-        let found = seen.map(|r| (Bytes::from(format!("v{r}")), r));
-        Done { started, ended, operation: Operation::Get { key: Bytes::from_static(b"k"), found, store_revision } }
-    }
-    fn truth(revisions: &[i64]) -> Vec<Written> {
-        let written =
-            |r: &i64| Written { revision: *r, key: Bytes::from_static(b"k"), value: Bytes::from(format!("v{r}")) };
-        revisions.iter().map(written).collect()
-    }
-    fn check(history: Vec<Done>, revisions: &[i64]) -> String {
-        let oracle = Oracle { history, ..Oracle::default() };
-        oracle.check_history(&truth(revisions)).err().map(|v| v.0).unwrap_or_default()
-    }
-
-    #[test]
-    fn a_history_in_order_is_accepted() {
-        assert_eq!(check(vec![put(0, 1, 2), get(2, 3, Some(2), 2), put(4, 5, 3)], &[2, 3]), "");
-    }
-
-    #[test]
-    fn a_lost_write_a_stale_read_and_a_wrong_value_are_refused() {
-        assert!(check(vec![put(0, 1, 2)], &[]).starts_with("I1"));
-        assert!(check(vec![put(0, 1, 2), put(2, 3, 3), get(4, 5, Some(2), 2)], &[2, 3]).starts_with("I2"));
-        assert!(check(vec![get(4, 5, None, 2)], &[2]).starts_with("I2"));
-    }
 
     #[test]
     fn a_second_leader_of_a_term_is_refused() {

@@ -3,7 +3,7 @@
 //! Obeys the contract of `quorate_raft::io` exactly as the driver of the node does: effects in order, a message that waits
 //! for a write leaves once that write is durable, one flush in flight, a failed flush ends the process.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use quorate_log::Verdict;
@@ -13,7 +13,7 @@ use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, Rec
 use quorate_raft::wire::{self, Msg};
 
 use crate::clients::Ticket;
-use crate::machine::{Image, Machine};
+use crate::machine::Machine;
 use crate::oracle::{Durable, Oracle, Violation, hold};
 use crate::storage::SimLog;
 use crate::watch::{self, Watch};
@@ -31,13 +31,15 @@ const CODEC_EVERY: u64 = 8;
 /// What a token was given out for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asked {
-    Put(Ticket),
+    Write(Ticket),
     Read(Ticket),
+    Compaction,
     Change,
     Transfer,
 }
 
 /// A running process. Gone at a crash.
+#[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) node: Node,
     pub(crate) log: SimLog,
@@ -53,18 +55,19 @@ pub(crate) struct Process {
     pub(crate) flush_number: u64,
     pub(crate) written: WriteSeq,
     pub(crate) held: VecDeque<(WriteSeq, MemberId, Msg)>,
-    pub(crate) staged: Option<(SnapMeta, Image)>,
-    pub(crate) installing: Option<(SnapMeta, Image)>,
+    pub(crate) staged: Option<(SnapMeta, Machine)>,
+    pub(crate) installing: Option<(SnapMeta, Machine)>,
     pub(crate) next_wake: Option<u64>,
     /// Tokens without an outcome, with the instant they were given out.
     pub(crate) asked: BTreeMap<Token, (u64, Asked)>,
-    pub(crate) puts: BTreeMap<u64, Ticket>,
+    /// Commands that have no answer of the machine yet.
+    pub(crate) writes: BTreeSet<Ticket>,
     pub(crate) reads_ready: Vec<(Index, Ticket)>,
 }
 
 impl Process {
     /// The state at the applied index, with what a snapshot of it must say.
-    fn image(&self) -> (SnapMeta, Image) {
+    fn image(&self) -> (SnapMeta, Machine) {
         let meta = SnapMeta {
             index: self.machine.applied(),
             term: self.applied_term,
@@ -81,6 +84,9 @@ impl World {
         let now = self.now;
         if let Some(process) = self.process(id) {
             process.asked.insert(token, (now, asked));
+            if let Asked::Write(ticket) = asked {
+                process.writes.insert(ticket);
+            }
         }
     }
 
@@ -278,10 +284,10 @@ impl World {
             if let Some(done) = done
                 && done.request.origin == id
             {
-                self.answer_put(id, done.request.number, done.written.revision);
+                self.answer_write(id, done)?;
             }
         }
-        self.answer_reads(id);
+        self.answer_reads(id)?;
         match applied {
             Some(index) => self.input(id, Input::Applied { index }),
             None => Ok(()),
@@ -437,7 +443,8 @@ impl World {
     fn send_snapshot(&mut self, id: MemberId, to: MemberId, term: Term, inputs: &mut VecDeque<Input>) {
         let member = &self.members[&id];
         let Some(process) = member.process.as_ref() else { return };
-        let (image, life) = (process.image(), member.life);
+        let (meta, machine) = process.image();
+        let (image, life) = ((meta, machine.chunks()), member.life);
         let copies = self.net.deliveries(id, to, self.now);
         if copies.is_empty() {
             inputs.push_back(Input::SnapshotSent { to, index: image.0.index, ok: false });
@@ -456,13 +463,16 @@ impl World {
         to: MemberId,
         term: Term,
         life: u64,
-        image: (SnapMeta, Image),
+        image: (SnapMeta, Vec<Bytes>),
     ) -> Result<(), Violation> {
-        let meta = image.0.clone();
+        let (meta, chunks) = image;
+        let machine =
+            Machine::restore(chunks).map_err(|error| Violation(format!("I13 a snapshot from {from}: {error}")))?;
+        hold!(machine.applied() == meta.index, "I3 a snapshot at {} holds {}", meta.index, machine.applied());
         let arrived = match self.process(to) {
             // A swap under way keeps its image; the core ignores the newcomer.
             Some(process) => {
-                process.staged = Some(image);
+                process.staged = Some((meta.clone(), machine));
                 true
             }
             None => false,
@@ -508,7 +518,7 @@ impl World {
         member.storage.engine = (meta, image);
         self.oracle.applied(id, index, hash)?;
         self.count("snapshots installed");
-        self.answer_reads(id);
+        self.answer_reads(id)?;
         self.input(id, Input::Installed { index })
     }
 
@@ -525,8 +535,7 @@ impl World {
             !is_leader || self.oracle.has_committed_in(term),
             "I2 {id} answers a read in term {term} before anything of it committed"
         );
-        self.answer_reads(id);
-        Ok(())
+        self.answer_reads(id)
     }
 
     fn resolve(&mut self, id: MemberId, token: Token, outcome: Outcome) -> Result<(), Violation> {
@@ -539,13 +548,13 @@ impl World {
         match (asked, &outcome) {
             (None, _) => return Err(Violation(format!("I2 {id} answers {token:?} twice: {outcome:?}"))),
             // The machine's answer follows when it is applied.
-            (Some(Asked::Put(_)), Outcome::Committed { .. }) => {}
-            (Some(Asked::Put(ticket) | Asked::Read(ticket)), Outcome::Refused(refusal)) => {
-                process.puts.remove(&token.0);
+            (Some(Asked::Write(_)), Outcome::Committed { .. }) | (Some(Asked::Compaction), _) => {}
+            (Some(Asked::Write(ticket) | Asked::Read(ticket)), Outcome::Refused(refusal)) => {
+                process.writes.remove(&ticket);
                 self.client_refused(ticket, refusal);
             }
-            (Some(Asked::Put(ticket) | Asked::Read(ticket)), _) => {
-                process.puts.remove(&token.0);
+            (Some(Asked::Write(ticket) | Asked::Read(ticket)), _) => {
+                process.writes.remove(&ticket);
                 self.client_unknown(ticket);
             }
             (Some(Asked::Change), Outcome::Committed { .. }) => self.count("changes committed"),

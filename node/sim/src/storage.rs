@@ -4,7 +4,7 @@ use quorate_log::faulty::Survival;
 use quorate_log::{FaultyDisk, Identity, Log, LogError, Options};
 use quorate_raft::types::{MemberId, Record, Recovered, SnapMeta, WriteSeq};
 
-use crate::machine::Image;
+use crate::machine::Machine;
 use crate::rng::Rng;
 
 const CLUSTER_ID: u64 = 0x51;
@@ -22,7 +22,7 @@ pub struct Storage {
     segment_bytes: u64,
     exists: bool,
     /// The engine's last durable image with its position.
-    pub engine: (SnapMeta, Image),
+    pub engine: (SnapMeta, Machine),
 }
 
 impl Storage {
@@ -30,7 +30,7 @@ impl Storage {
         Storage {
             disk: FaultyDisk::new(rng.next()),
             identity: Identity { cluster_id: CLUSTER_ID, member_id: id.0, incarnation: 1 },
-            engine: (bootstrap.clone(), Image::new()),
+            engine: (bootstrap.clone(), Machine::new()),
             bootstrap,
             segment_bytes,
             exists: false,
@@ -75,7 +75,10 @@ impl Storage {
         let Some(name) = rng.pick(&names) else { return };
         let Some(bytes) = self.disk.medium(name) else { return };
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
-        let at = usize::try_from(rng.below(used + 1)).expect("a simulated file is small");
+        let anywhere = rng.below(used + 1);
+        // Batches begin at blocks, and most of a block is padding that nobody reads.
+        let at = if rng.chance(700) { anywhere / 4096 * 4096 + rng.below(300) } else { anywhere };
+        let at = usize::try_from(at).expect("a simulated file is small");
         if rng.chance(700) {
             self.disk.rot(name, at, 1 << rng.below(8));
         } else {

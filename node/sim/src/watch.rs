@@ -31,6 +31,9 @@ pub struct Watch {
     forced_vote: bool,
     is_change: bool,
     is_tick: bool,
+    /// (last term, last index) of whoever asks for a vote.
+    asked_with: (Term, Index),
+    commit_before: Index,
     voters_before: [BTreeSet<MemberId>; 2],
     /// It led before the current input.
     has_led: bool,
@@ -51,6 +54,8 @@ impl Watch {
             forced_vote: false,
             is_change: false,
             is_tick: false,
+            asked_with: (0, 0),
+            commit_before: 0,
             voters_before: Default::default(),
             has_led: false,
         }
@@ -65,6 +70,11 @@ impl Watch {
             self.voters_before = [config.voters.clone(), config.voters_outgoing.clone()];
         }
         self.is_tick = matches!(input, Input::Tick);
+        self.commit_before = match input {
+            // The engine speaks for itself.
+            Input::Persisted { .. } | Input::Installed { .. } => Index::MAX,
+            _ => node.commit(),
+        };
         self.has_led = node.is_leader();
         match input {
             Input::Msg { from, msg } => self.heard_message(now, *from, msg, node),
@@ -82,7 +92,11 @@ impl Watch {
             {
                 self.contact = Some(now);
             }
-            Msg::Vote { forced, .. } => self.forced_vote = *forced,
+            Msg::Vote { forced, last_term, last_index, .. } => {
+                self.forced_vote = *forced;
+                self.asked_with = (*last_term, *last_index);
+            }
+            Msg::PreVote { last_term, last_index, .. } => self.asked_with = (*last_term, *last_index),
             Msg::AppendReply { term, .. }
             | Msg::AppendReject { term, .. }
             | Msg::HeartbeatReply { term, .. }
@@ -104,8 +118,18 @@ impl Watch {
     pub fn emitted(&mut self, now: Time, to: MemberId, msg: &Msg, node: &Node) -> Result<(), Violation> {
         let id = self.id;
         match msg {
-            Msg::VoteReply { granted: true, .. } if !self.forced_vote => self.check_may_vote(now, to)?,
-            Msg::PreVoteReply { granted: true, .. } => self.check_may_vote(now, to)?,
+            Msg::VoteReply { granted: true, .. } | Msg::PreVoteReply { granted: true, .. } => {
+                let status = node.status();
+                let own = (status.last_term, status.last_index);
+                hold!(
+                    self.asked_with >= own,
+                    "I5 {id} votes for {to}, whose log ends at {:?}, its own at {own:?}",
+                    self.asked_with
+                );
+                if !self.forced_vote || matches!(msg, Msg::PreVoteReply { .. }) {
+                    self.check_may_vote(now, to)?;
+                }
+            }
             Msg::PreVoteReply { granted: false, term } => {
                 hold!(*term == node.term(), "I5 {id} refuses a pre-vote with term {term} and is in {}", node.term());
             }
@@ -144,7 +168,7 @@ impl Watch {
         self.has_led || node.is_leader()
     }
 
-    /// A follower commits only what an append of this term has matched; only own-term entries commit by counting.
+    /// Only own-term entries commit by counting.
     pub fn committed(&self, upto: (Index, Term), node: &Node) -> Result<(), Violation> {
         let (id, term) = (self.id, node.term());
         if self.leads(node) {
@@ -158,7 +182,14 @@ impl Watch {
         let id = self.id;
         if !node.is_leader() {
             self.leading_since = None;
-            // Before its first append of a term a follower's commit index cannot move; `matched` knows the appends.
+            let matched = if self.matched.0 == node.term() { self.matched.1 } else { 0 };
+            let has_moved = !self.has_led && node.commit() > self.commit_before;
+            hold!(
+                !has_moved || node.commit() <= matched,
+                "I5 {id} commits {} in term {}, an append matched {matched}",
+                node.commit(),
+                node.term()
+            );
             return Ok(());
         }
         let since = match self.leading_since {

@@ -5,15 +5,18 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+use bytes::Bytes;
+use quorate_audit::History;
+use quorate_audit::history::Start;
 use quorate_raft::Cfg;
 use quorate_raft::io::{Change, Input};
 use quorate_raft::types::{
-    Config, ConfigAt, Index, MemberId, MemberInfo, Payload, Record, SnapMeta, Term, Time, Token, WriteSeq,
+    Config, ConfigAt, Index, MemberId, MemberInfo, Record, SnapMeta, Term, Time, Token, WriteSeq,
 };
 use quorate_raft::wire::Msg;
 
-use crate::clients::{Client, Ticket};
-use crate::machine::{self, Image};
+use crate::clients::{Calls, Client, Ticket};
+use crate::machine::Machine;
 use crate::net::Net;
 use crate::oracle::{Durable, Oracle, Violation};
 use crate::process::{Asked, Process};
@@ -86,7 +89,7 @@ pub(crate) enum Event {
         to: MemberId,
         term: Term,
         life: u64,
-        image: Box<(SnapMeta, Image)>,
+        image: Box<(SnapMeta, Vec<Bytes>)>,
     },
     /// A change asked of a leader that has just been elected.
     Eager {
@@ -144,6 +147,7 @@ impl Clock {
     }
 }
 
+#[derive(Debug)]
 pub struct Member {
     pub(crate) storage: Storage,
     /// What the disk surely holds, by what was reported durable.
@@ -163,6 +167,7 @@ pub struct Member {
     pub(crate) under_way: Vec<(WriteSeq, Record)>,
 }
 
+#[derive(Debug)]
 pub struct World {
     pub now: u64,
     pub members: BTreeMap<MemberId, Member>,
@@ -172,11 +177,14 @@ pub struct World {
     pub shape: Shape,
     pub counts: BTreeMap<&'static str, u64>,
     pub trace: bool,
+    /// Faults and changes caused so far.
+    pub faults: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<u64, Event>,
     sequence: u64,
     pub(crate) clients: Vec<Client>,
     pub(crate) clients_stopped: bool,
+    pub calls: Calls,
     tokens: u64,
     pub(crate) values: u64,
     next_id: u64,
@@ -217,11 +225,13 @@ impl World {
             shape,
             counts: BTreeMap::new(),
             trace: false,
+            faults: 0,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             sequence: 0,
             clients,
             clients_stopped: false,
+            calls: Calls::default(),
             tokens: 0,
             values: 0,
             hash: 0,
@@ -491,9 +501,9 @@ impl World {
 
     // The end of a run.
 
-    /// Number of acknowledged puts so far.
+    /// Number of acknowledged writes so far.
     pub fn acknowledged(&self) -> u64 {
-        self.counts.get("puts acknowledged").copied().unwrap_or_default()
+        self.counts.get("writes acknowledged").copied().unwrap_or_default()
     }
 
     /// Members of the committed configuration that run, with applied index and state hash.
@@ -517,17 +527,18 @@ impl World {
         format!("[{}], configuration {:?}", lines.join("; "), self.config())
     }
 
-    /// Every committed put with its revision, from the committed entries alone.
-    pub fn truth(&self) -> Vec<machine::Written> {
-        let mut reference = Image::new();
-        let mut truth = Vec::new();
-        for entry in &self.oracle.committed {
-            let is_data = matches!(entry.payload, Payload::Data(_));
-            let applied = reference.apply(entry);
-            if is_data {
-                truth.extend(applied.map(|done| done.written));
-            }
-        }
-        truth
+    /// I1 and I2: what clients saw is one order of calls that agrees with real time, and nothing acknowledged is missing.
+    pub fn check_history(&self) -> Result<(), Violation> {
+        let mut reference = Machine::new();
+        let changes = self.oracle.committed.iter().filter_map(|entry| reference.apply(entry));
+        let history = History {
+            start: Start { revision: 1, kvs: Vec::new() },
+            operations: self.calls.operations().to_vec(),
+            changes: changes.flat_map(|applied| applied.changes).collect(),
+            final_revision: None,
+            watches: Vec::new(),
+        };
+        let history = History { final_revision: Some(reference.revision()), ..history };
+        quorate_audit::strict::check(&history).map(|_| ()).map_err(|error| Violation(format!("I2 {error}")))
     }
 }
