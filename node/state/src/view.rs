@@ -77,7 +77,7 @@ impl<S: Store> View<S> {
         self.state.size_bytes
     }
 
-    /// How many keys and tombstones, and how many changes, are kept.
+    /// How many changes are kept for watches: all from the compact revision on, and those not forgotten yet.
     pub fn change_count(&self) -> usize {
         self.state.store.change_count()
     }

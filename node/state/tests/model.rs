@@ -166,3 +166,12 @@ fn hash_kv_does_not_depend_on_how_far_compaction_has_cleared_up() {
     assert_eq!(machine.view().change_count(), 1, "the change at the compact revision stays");
     assert!(machine.size_bytes() < 300 && before > 3_000 * 256);
 }
+
+#[test]
+fn views_and_snapshots_may_go_to_other_threads() {
+    fn may_go<T: Send + Sync + 'static>(_: &T) {}
+    let machine = Machine::new();
+    may_go(&machine.view());
+    may_go(&machine.view().snapshot_chunks(b""));
+    may_go(&machine);
+}
