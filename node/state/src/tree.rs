@@ -217,8 +217,7 @@ impl Leaf {
 }
 
 impl Branch {
-    fn of(keys: Vec<Bytes>, children: Vec<Arc<Node>>) -> Branch {
-        let living = children.iter().map(|child| child.living()).collect();
+    fn of(keys: Vec<Bytes>, children: Vec<Arc<Node>>, living: Vec<usize>) -> Branch {
         Branch { lowest: Arc::new(Lowest::of(keys)), children, living }
     }
 
@@ -307,7 +306,8 @@ impl Node {
             (Node::Branch(a), Node::Branch(b)) => {
                 let mut keys = [&a.lowest.keys[..], &b.lowest.keys[..]].concat();
                 keys[a.children.len()] = right_lowest;
-                Node::Branch(Branch::of(keys, [&a.children[..], &b.children[..]].concat()))
+                let children = [&a.children[..], &b.children[..]].concat();
+                Node::Branch(Branch::of(keys, children, [&a.living[..], &b.living[..]].concat()))
             }
             (Node::Leaf(_), Node::Branch(_)) | (Node::Branch(_), Node::Leaf(_)) => {
                 unreachable!("neighbours are equally deep")
@@ -397,10 +397,10 @@ impl Branch {
     fn split(&mut self, grew_at: usize) -> (Bytes, Arc<Node>) {
         let point = split_point(self.children.len(), grew_at);
         let upper = self.children.split_off(point);
-        self.living.truncate(point);
+        let living = self.living.split_off(point);
         let mut upper_keys = Vec::new();
         self.edit_lowest(|keys| upper_keys = keys.split_off(point));
-        (upper_keys[0].clone(), Arc::new(Node::Branch(Branch::of(upper_keys, upper))))
+        (upper_keys[0].clone(), Arc::new(Node::Branch(Branch::of(upper_keys, upper, living))))
     }
 }
 
@@ -435,7 +435,8 @@ impl KeyTree {
         let inserted = self.root.insert(version);
         if let Some((lowest, upper)) = inserted.split {
             let keys = vec![Bytes::new(), lowest];
-            self.root = Arc::new(Node::Branch(Branch::of(keys, vec![self.root.clone(), upper])));
+            let living = vec![self.root.living(), upper.living()];
+            self.root = Arc::new(Node::Branch(Branch::of(keys, vec![self.root.clone(), upper], living)));
         }
         inserted.replaced
     }
