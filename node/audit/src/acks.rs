@@ -2,7 +2,8 @@
 //!
 //! A writer appends one line per acknowledged put and flushes it to disk before it goes on: its file is the promise it
 //! was given. Each writer has a file and keys of its own, and writes one after the other. A last line without a line
-//! break was cut by a crash of the writer and is skipped; it was not flushed, so nothing was promised on it.
+//! break was cut by a crash of the writer and is skipped; it was not flushed, so nothing was promised on it. A writer that
+//! starts again takes a new file, so that no line follows a cut one.
 
 use std::collections::BTreeMap;
 
