@@ -253,8 +253,7 @@ impl Branch {
         if (a.len() + b.len()) * 4 > a.max() * 3 {
             return;
         }
-        let right_lowest = self.lowest.keys[left + 1].clone();
-        let merged = Node::merge(a, b, right_lowest);
+        let merged = Node::merge(a, b);
         self.living[left] += self.living[left + 1];
         self.children[left] = Arc::new(merged);
         self.drop_child(left + 1);
@@ -299,13 +298,12 @@ impl Node {
         }
     }
 
-    /// Two neighbours as one; `right_lowest` is the lower bound of the second.
-    fn merge(left: &Node, right: &Node, right_lowest: Bytes) -> Node {
+    /// Two neighbours as one.
+    fn merge(left: &Node, right: &Node) -> Node {
         match (left, right) {
             (Node::Leaf(a), Node::Leaf(b)) => Node::Leaf(Leaf::of([&a.entries[..], &b.entries[..]].concat())),
             (Node::Branch(a), Node::Branch(b)) => {
-                let mut keys = [&a.lowest.keys[..], &b.lowest.keys[..]].concat();
-                keys[a.children.len()] = right_lowest;
+                let keys = [&a.lowest.keys[..], &b.lowest.keys[..]].concat();
                 let children = [&a.children[..], &b.children[..]].concat();
                 Node::Branch(Branch::of(keys, children, [&a.living[..], &b.living[..]].concat()))
             }
@@ -328,7 +326,7 @@ impl Node {
             Node::Branch(branch) => {
                 let at = branch.child_of(key);
                 let removed = branch.children[at].remove(key)?;
-                branch.living[at] -= removed.living();
+                assert_eq!(removed.living(), 0, "a key is taken out with its last tombstone");
                 if branch.children[at].len() == 0 {
                     branch.drop_child(at);
                 } else {
@@ -441,7 +439,7 @@ impl KeyTree {
         inserted.replaced
     }
 
-    /// Takes a key out with all its versions.
+    /// Takes a key out whose last version is a tombstone.
     pub fn remove(&mut self, key: &[u8]) {
         drop(self.root.remove(key));
         while let Node::Branch(branch) = &*self.root {

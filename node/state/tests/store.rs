@@ -246,6 +246,44 @@ fn scans_and_counts_are_right_in_deep_trees() {
     assert!(most > Some(2_000), "some trees have two levels of branches: {most:?} keys");
 }
 
+/// Whole stretches go and others come in their place, downwards: lower bounds of branches must follow.
+#[test]
+fn stretches_of_keys_that_go_and_come_back_lower_keep_the_order() {
+    let key = |n: u64| Bytes::from(format!("{n:08}"));
+    let (mut store, mut living, mut main) = (TreeStore::default(), BTreeMap::new(), 1);
+    let mut change = |store: &mut TreeStore, living: &mut BTreeMap<Bytes, Arc<KeyValue>>, n: u64, delete: bool| {
+        main += 1;
+        let version = version(store, key(n), main, 0, delete).unwrap();
+        store.append(version.clone());
+        if delete {
+            living.remove(&key(n))
+        } else {
+            living.insert(key(n), version)
+        };
+        while store.forget_change(main).is_some() {}
+    };
+    for n in 0..6_000 {
+        change(&mut store, &mut living, n * 1_000, false);
+    }
+    let mut rng = Rng::new(12);
+    for round in 1..60 {
+        let (start, len) = (rng.below(5_500), 20 + rng.below(200));
+        let stretch = key(start * 1_000)..key((start + len) * 1_000);
+        let doomed: Vec<u64> =
+            living.range(stretch).map(|(k, _)| str::from_utf8(k).unwrap().parse().unwrap()).collect();
+        for n in doomed {
+            change(&mut store, &mut living, n, true);
+        }
+        for n in (0..len).rev() {
+            change(&mut store, &mut living, (start + n) * 1_000 + round, false);
+        }
+        let now = i64::MAX;
+        assert!(store.scan(&KeyRange::all(), now).eq(living.values()), "round {round}");
+        assert!(living.keys().all(|k| store.latest(k) == living.get(k)), "round {round}");
+        assert_eq!(store.count(&KeyRange::all(), now), living.len());
+    }
+}
+
 fn assert_same_range(rng: &mut Rng, store: &TreeStore, living: &BTreeMap<Bytes, Arc<KeyValue>>, main: i64) {
     let range = match rng.below(3) {
         0 => KeyRange::new(wide_key(rng), wide_key(rng)),
