@@ -551,3 +551,61 @@ impl<'a> Iterator for Entries<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks the invariants of every node; gives how many keys live below it.
+    fn check(node: &Node, from: &[u8], end: Option<&[u8]>) -> usize {
+        match node {
+            Node::Leaf(leaf) => {
+                let keys: Vec<&[u8]> = leaf.entries.iter().map(|entry| &entry.newest.key[..]).collect();
+                assert!(keys.is_sorted() && keys.iter().all(|k| *k >= from && end.is_none_or(|end| *k < end)));
+                assert!(keys.iter().zip(&leaf.heads.heads).all(|(k, h)| head(&k[leaf.heads.shared..]) == *h));
+            }
+            Node::Branch(branch) => {
+                let keys = &branch.lowest.keys;
+                assert!(keys.is_sorted(), "lower bounds ascend: {keys:?}");
+                assert_eq!((keys.len(), branch.living.len()), (branch.children.len(), branch.children.len()));
+                for (at, child) in branch.children.iter().enumerate() {
+                    let from = if at == 0 { from } else { &keys[at] };
+                    let end = keys.get(at + 1).map_or(end, |key| Some(&key[..]));
+                    assert_eq!(check(child, from, end), branch.living[at]);
+                }
+            }
+        }
+        node.living()
+    }
+
+    fn version(n: u64, main: i64, version: i64) -> Arc<KeyValue> {
+        let key = Bytes::from(format!("{n:08}"));
+        Arc::new(KeyValue { key, mod_revision: main, version, ..KeyValue::default() })
+    }
+
+    #[test]
+    fn invariants_hold_while_stretches_go_and_come_back_lower() {
+        let mut tree = KeyTree::default();
+        for n in 0..6_000 {
+            tree.insert(version(n * 1_000, 1, 1));
+        }
+        for round in 1..40_u64 {
+            let (start, len) = (round * 1_103 % 5_700, 40 + round * 7);
+            let stretch: Vec<u64> = (start..start + len).collect();
+            for n in &stretch {
+                for old in std::iter::once(0).chain(1..round) {
+                    let key = version(n * 1_000 + old, 0, 0).key.clone();
+                    if tree.get(&key).is_some() {
+                        tree.insert(version(n * 1_000 + old, 2, 0));
+                        tree.remove(&key);
+                    }
+                }
+            }
+            check(&tree.root, b"", None);
+            for n in stretch.iter().rev() {
+                tree.insert(version(n * 1_000 + 1_000 - round, 3, 1));
+            }
+            check(&tree.root, b"", None);
+        }
+    }
+}
