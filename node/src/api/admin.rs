@@ -97,6 +97,8 @@ impl Admin for Api {
         let (status, view, now_us) = (self.handle().status(), self.handle().view(), clock::now().0);
         let (raft, identity) = (&status.raft, self.handle().identity());
         let is_leader = raft.role == RoleName::Leader;
+        // The view may be newer than the status.
+        let commit = raft.commit.max(view.applied_index());
         let reason = self.readiness().reason();
         let fault = if raft.has_failed {
             "a write to the log failed: this member promises nothing any more"
@@ -115,11 +117,11 @@ impl Admin for Api {
             role: role(&status).to_owned(),
             term: raft.term,
             leader_id: raft.leader.map_or(0, |leader| leader.0),
-            commit_index: raft.commit,
+            commit_index: commit,
             applied_index: view.applied_index(),
-            last_index: raft.last_index,
+            last_index: raft.last_index.max(commit),
             durable_index: raft.durable,
-            pending_entries: raft.last_index.saturating_sub(raft.commit),
+            pending_entries: raft.last_index.saturating_sub(commit),
             leader_contact_age_ms: match raft.leader_contact {
                 _ if is_leader => 0,
                 Some(at) => age_ms(now_us, at.0),
@@ -127,7 +129,7 @@ impl Admin for Api {
             },
             elections: status.elections,
             own_term_index: raft.noop_index.unwrap_or(0),
-            own_term_committed: raft.noop_index.is_some_and(|index| raft.commit >= index),
+            own_term_committed: raft.noop_index.is_some_and(|index| commit >= index),
             own_term_applied: raft.noop_index.is_some_and(|index| view.applied_index() >= index),
             quorum_confirmed_age_ms: raft.quorum_confirmed.map_or(NEVER_MS, |at| age_ms(now_us, at.0)),
             committed_config_at: Some(to_wire(raft.committed_config.at)),
@@ -143,7 +145,7 @@ impl Admin for Api {
             revision: view.revision().cast_unsigned(),
             db_size_bytes: view.size_bytes(),
             fault: fault.to_owned(),
-            applied_caught_up: view.applied_index() >= raft.commit,
+            applied_caught_up: view.applied_index() >= commit,
         }))
     }
 

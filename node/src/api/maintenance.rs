@@ -12,6 +12,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, ForLearner, is_learner, status};
 
+/// What even an empty store occupies, rounded up to a page. Above zero, because etcdctl divides by the size.
+const SIZE_BYTES_MIN: u64 = 4096;
+
 impl Api {
     fn current_header(&self) -> Option<pb::ResponseHeader> {
         Some(self.header(self.handle().view().revision()))
@@ -35,7 +38,7 @@ impl Maintenance for Api {
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
         self.admit(request.metadata(), ForLearner::Allowed)?;
         let (status, view) = (self.handle().status(), self.handle().view());
-        let size = i64::try_from(view.size_bytes()).unwrap_or(i64::MAX);
+        let size = i64::try_from(view.size_bytes().max(SIZE_BYTES_MIN)).unwrap_or(i64::MAX);
         let mut errors = Vec::new();
         if status.raft.leader.is_none() {
             errors.push(status::NO_LEADER.to_owned());
@@ -47,7 +50,8 @@ impl Maintenance for Api {
             db_size: size,
             db_size_in_use: size,
             leader: status.raft.leader.map_or(0, |leader| leader.0),
-            raft_index: status.raft.commit,
+            // The view may be newer than the status.
+            raft_index: status.raft.commit.max(view.applied_index()),
             raft_term: status.raft.term,
             raft_applied_index: view.applied_index(),
             errors,
@@ -102,10 +106,14 @@ impl Maintenance for Api {
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         self.admit(request.metadata(), ForLearner::Refused)?;
+        let to = MemberId(request.get_ref().target_id);
         if self.handle().status().raft.role != RoleName::Leader {
             return Err(status::not_leader());
         }
-        self.handle().transfer(MemberId(request.get_ref().target_id)).await.map_err(status::of_call)?;
+        // As in etcd, the leader is where it shall be.
+        if to != self.handle().identity().member_id {
+            self.handle().transfer(to).await.map_err(status::of_call)?;
+        }
         Ok(Response::new(pb::MoveLeaderResponse { header: self.current_header() }))
     }
 

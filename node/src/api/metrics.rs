@@ -67,7 +67,7 @@ pub(crate) fn text(api: &Api) -> String {
     page.gauge(
         &["quorate_commit_index", "etcd_server_proposals_committed_total"],
         "Highest index known to be committed.",
-        raft.commit,
+        raft.commit.max(view.applied_index()),
     );
     page.gauge(
         &["quorate_applied_index", "etcd_server_proposals_applied_total"],

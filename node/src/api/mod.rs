@@ -146,6 +146,9 @@ impl Api {
         if !status.is_activated {
             return Err(status::not_activated());
         }
+        if status.raft.is_removed {
+            return Err(status::removed());
+        }
         if learner == ForLearner::Refused && is_learner(&status) {
             return Err(status::not_for_learner());
         }

@@ -35,6 +35,10 @@ pub(crate) fn not_activated() -> Status {
     Status::unavailable("etcdserver: this member waits for its operator to activate it and serves no clients yet")
 }
 
+pub(crate) fn removed() -> Status {
+    Status::unavailable("etcdserver: this member was removed from the cluster; ask another one")
+}
+
 pub(crate) fn too_large() -> Status {
     Status::invalid_argument(TOO_LARGE)
 }
