@@ -1,0 +1,68 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::local::LocalArgs;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "quorate-operator",
+    version,
+    about = "Runs strongly consistent clusters that answer the etcd v3 API",
+    after_help = "\
+Try it here, without Kubernetes:
+  quorate-operator local -f examples/orders.yaml --data-dir /tmp/orders
+  etcdctl --endpoints=$(cat /tmp/orders/endpoints) put a b
+  # edit replicas in the manifest while it runs; kill a member; Ctrl-C stops all and keeps the data
+
+On Kubernetes (the chart does this):
+  quorate-operator crd | kubectl apply -f -
+  quorate-operator run
+
+Every flag can be given as an environment variable as shown. A log filter is taken from QUORATE_LOG, such as
+`info,quorate_operator=debug`."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Reconcile ConsistentCluster resources of a Kubernetes cluster
+    Run(RunArgs),
+    /// Run one manifest's cluster on this machine, members as processes
+    Local(LocalArgs),
+    /// Print the CustomResourceDefinition as YAML
+    Crd,
+    /// Print a completion script, such as `source <(quorate-operator completions bash)`
+    Completions {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct RunArgs {
+    /// Watch this namespace only; all of them when absent
+    #[arg(long, env = "QUORATE_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Namespace of the Lease that elects one of several operators
+    #[arg(long, env = "QUORATE_LEASE_NAMESPACE", default_value = "quorate-system")]
+    pub lease_namespace: String,
+    #[arg(long, env = "QUORATE_LEASE_NAME", default_value = "quorate-operator")]
+    pub lease_name: String,
+    /// This operator's name in the Lease and in Events; the chart gives the pod's name
+    #[arg(long, env = "QUORATE_IDENTITY")]
+    pub identity: Option<String>,
+    /// Serves /metrics, /livez and /readyz
+    #[arg(long, env = "QUORATE_LISTEN_METRICS", default_value = "0.0.0.0:8080")]
+    pub listen_metrics: std::net::SocketAddr,
+    /// Clusters reconciled at the same time
+    #[arg(long, env = "QUORATE_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// Log lines as JSON
+    #[arg(long, env = "QUORATE_LOG_JSON")]
+    pub log_json: bool,
+}

@@ -1,0 +1,87 @@
+//! The Kubernetes world: objects of an API server, and the controller that calls the loop.
+//!
+//! Watches only say when to look. What a decision rests on is read live in `observe`, and every write names what it expects.
+
+mod act;
+mod controller;
+mod lease;
+pub mod metrics;
+pub mod objects;
+pub mod observe;
+mod request;
+mod serve;
+mod tell;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use kube::Client;
+use quorate_plan::{Intent, Step};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::RunArgs;
+use crate::world::{ActError, MemberUrls, Observer, Performer, Seen};
+use lease::Lease;
+use metrics::Metrics;
+
+/// The world of one API server; shared by all clusters.
+pub(crate) struct KubernetesWorld {
+    client: Client,
+    zones: observe::Zones,
+    /// Evictions that were refused, by pod UID.
+    refused: Mutex<HashMap<String, u32>>,
+}
+
+impl Observer for KubernetesWorld {
+    fn observe(&self, intent: &Intent) -> impl Future<Output = Seen> + Send {
+        observe::observe(&self.client, &self.zones, intent)
+    }
+}
+
+impl Performer for KubernetesWorld {
+    fn act(&self, intent: &Intent, step: &Step, seen: &Seen) -> impl Future<Output = Result<(), ActError>> + Send {
+        self.take(intent, step, seen)
+    }
+
+    fn urls(&self, intent: &Intent, record: &str) -> Result<MemberUrls, ActError> {
+        Ok(objects::urls(intent.identity(), record))
+    }
+}
+
+/// Reconciles until it is told to stop, or until another operator holds the Lease (an error: the next process starts clean).
+///
+/// # Errors
+/// There is no API server to talk to, or the Lease was lost.
+pub async fn run(args: RunArgs) -> Result<()> {
+    let client = Client::try_default().await.context("no Kubernetes API server: run in a pod, or set KUBECONFIG")?;
+    let metrics = Arc::new(Metrics::new());
+    let health = Arc::new(serve::Health::default());
+    let listener = tokio::net::TcpListener::bind(args.listen_metrics)
+        .await
+        .with_context(|| format!("--listen-metrics {}: cannot listen", args.listen_metrics))?;
+    tokio::spawn(serve::serve(listener, metrics.clone(), health.clone()));
+    let lease = Lease::new(&client, &args)?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let stopped = async {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::info!("told to stop");
+    };
+    let work = async {
+        health.set_ready();
+        lease.acquire().await;
+        let world =
+            KubernetesWorld { client: client.clone(), zones: observe::Zones::default(), refused: Mutex::default() };
+        tokio::select! {
+            error = lease.keep() => Err(error),
+            () = controller::run(&args, world, metrics, &lease) => anyhow::bail!("the controller ended by itself"),
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        () = stopped => Ok(()),
+    };
+    lease.release().await;
+    outcome
+}

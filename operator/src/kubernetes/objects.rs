@@ -1,0 +1,445 @@
+//! The objects of a cluster, rendered. Pure: equal arguments give equal objects.
+//!
+//! A record is a StatefulSet of at most one pod; see `observe` for the way back.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
+use k8s_openapi::api::core::v1::{
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, PersistentVolumeClaim,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
+    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Service, ServicePort,
+    ServiceSpec, TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements, WeightedPodAffinityTerm,
+};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use quorate_api::{ResourceAmounts, names};
+use quorate_plan::{Identity, StartAs, ValidatedCluster};
+
+use crate::world::MemberUrls;
+
+pub const CLIENT_PORT: i32 = 2379;
+pub const PEER_PORT: i32 = 2380;
+pub const ADMIN_PORT: i32 = 2381;
+/// The user of the image; not root.
+const USER: i64 = 65532;
+/// A member hands leadership over, flushes and ends well within this.
+const GRACE_SECONDS: i64 = 30;
+/// Replaying a long log is no failure: ten minutes.
+const STARTUP_TRIES: i32 = 200;
+const PROBE_SECONDS: i32 = 3;
+const CONTAINER: &str = "member";
+const DATA: &str = "data";
+const VOTER: &str = "true";
+
+/// Labels of every owned object.
+pub fn labels(identity: &Identity) -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "quorate"),
+        ("app.kubernetes.io/instance", identity.name.as_str()),
+        (names::LABEL_MANAGED_BY, names::MANAGED_BY),
+        (names::LABEL_CLUSTER, identity.name.as_str()),
+        (names::LABEL_CLUSTER_UID, identity.uid.as_str()),
+    ]
+    .into_iter()
+    .chain(std::iter::once((names::LABEL_INCARNATION, identity.incarnation.to_string().as_str())))
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .collect()
+}
+
+fn member_labels(identity: &Identity, record: &str, is_voter: bool) -> BTreeMap<String, String> {
+    let mut labels = labels(identity);
+    labels.insert(names::LABEL_MEMBER.to_owned(), record.to_owned());
+    if is_voter {
+        labels.insert(names::LABEL_VOTER.to_owned(), VOTER.to_owned());
+    }
+    labels
+}
+
+/// What selects the members' pods, and nothing else of this cluster.
+fn pod_selector(identity: &Identity) -> BTreeMap<String, String> {
+    [(names::LABEL_CLUSTER_UID, identity.uid.as_str()), (names::LABEL_MANAGED_BY, names::MANAGED_BY)]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
+}
+
+pub fn owner(identity: &Identity) -> OwnerReference {
+    OwnerReference {
+        api_version: "quorate.dev/v1alpha1".to_owned(),
+        kind: "ConsistentCluster".to_owned(),
+        name: identity.name.clone(),
+        uid: identity.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }
+}
+
+fn meta(identity: &Identity, name: String) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(identity.namespace.clone()),
+        labels: Some(labels(identity)),
+        owner_references: Some(vec![owner(identity)]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// A pod's name in the cluster's DNS; it does not change while the record lives.
+pub fn host(identity: &Identity, record: &str) -> String {
+    format!("{}.{}.{}.svc", names::pod(record), names::peer_service(&identity.name), identity.namespace)
+}
+
+pub fn urls(identity: &Identity, record: &str) -> MemberUrls {
+    let host = host(identity, record);
+    MemberUrls {
+        peer: vec![format!("http://{host}:{PEER_PORT}")],
+        client: vec![format!("http://{host}:{CLIENT_PORT}")],
+    }
+}
+
+/// What a record is rendered from besides the spec.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordFacts<'a> {
+    pub name: &'a str,
+    pub start: Option<StartAs>,
+    pub template_hash: &'a str,
+    pub is_voter: bool,
+    /// Other members that may be asked for the configuration.
+    pub others: &'a [String],
+}
+
+/// A member record as it is created: stopped.
+pub fn stateful_set(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> StatefulSet {
+    let identity = &cluster.identity;
+    let mut metadata = meta(identity, facts.name.to_owned());
+    metadata.labels = Some(member_labels(identity, facts.name, facts.is_voter));
+    metadata.finalizers = Some(vec![names::FINALIZER_LEAVE.to_owned()]);
+    metadata.annotations =
+        Some(BTreeMap::from([(names::ANNOTATION_TEMPLATE_HASH.to_owned(), facts.template_hash.to_owned())]));
+    let mut selector = pod_selector(identity);
+    selector.insert(names::LABEL_MEMBER.to_owned(), facts.name.to_owned());
+    StatefulSet {
+        metadata,
+        spec: Some(StatefulSetSpec {
+            replicas: Some(0),
+            // OrderedReady cannot take a bad template back.
+            pod_management_policy: Some("Parallel".to_owned()),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                ..StatefulSetUpdateStrategy::default()
+            }),
+            service_name: Some(names::peer_service(&identity.name)),
+            revision_history_limit: Some(2),
+            selector: LabelSelector { match_labels: Some(selector), ..LabelSelector::default() },
+            template: pod_template(cluster, facts),
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    }
+}
+
+pub fn pod_template(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodTemplateSpec {
+    let identity = &cluster.identity;
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(member_labels(identity, facts.name, facts.is_voter)),
+            annotations: Some(BTreeMap::from([(
+                names::ANNOTATION_TEMPLATE_HASH.to_owned(),
+                facts.template_hash.to_owned(),
+            )])),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(pod_spec(cluster, facts)),
+    }
+}
+
+fn pod_spec(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodSpec {
+    let identity = &cluster.identity;
+    PodSpec {
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        affinity: Some(apart(identity)),
+        topology_spread_constraints: Some(vec![TopologySpreadConstraint {
+            max_skew: 1,
+            topology_key: "topology.kubernetes.io/zone".to_owned(),
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(pod_selector(identity)),
+                ..LabelSelector::default()
+            }),
+            ..TopologySpreadConstraint::default()
+        }]),
+        containers: vec![container(cluster, facts)],
+        volumes: Some(vec![Volume {
+            name: DATA.to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: names::volume(facts.name),
+                read_only: None,
+            }),
+            ..Volume::default()
+        }]),
+        ..PodSpec::default()
+    }
+}
+
+/// Preferred, since a small cluster of machines is no reason not to run.
+fn apart(identity: &Identity) -> Affinity {
+    let term = PodAffinityTerm {
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        label_selector: Some(LabelSelector { match_labels: Some(pod_selector(identity)), ..LabelSelector::default() }),
+        ..PodAffinityTerm::default()
+    };
+    Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
+                weight: 100,
+                pod_affinity_term: term,
+            }]),
+            ..PodAntiAffinity::default()
+        }),
+        ..Affinity::default()
+    }
+}
+
+fn container(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Container {
+    let port = |name: &str, number| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: number,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(cluster.image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(vec!["quorate-node".to_owned()]),
+        args: Some(arguments(cluster, facts)),
+        env: Some(vec![EnvVar { name: "RUST_BACKTRACE".to_owned(), value: Some("1".to_owned()), ..EnvVar::default() }]),
+        ports: Some(vec![port("client", CLIENT_PORT), port("peer", PEER_PORT), port("admin", ADMIN_PORT)]),
+        startup_probe: Some(probe("/livez", STARTUP_TRIES)),
+        liveness_probe: Some(probe("/livez", 10)),
+        readiness_probe: Some(probe("/readyz", 2)),
+        resources: resources(cluster),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![VolumeMount {
+            name: DATA.to_owned(),
+            mount_path: "/data".to_owned(),
+            ..VolumeMount::default()
+        }]),
+        ..Container::default()
+    }
+}
+
+fn probe(path: &str, failure_threshold: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(CLIENT_PORT),
+            scheme: Some("HTTP".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(PROBE_SECONDS),
+        timeout_seconds: Some(PROBE_SECONDS),
+        success_threshold: Some(1),
+        failure_threshold: Some(failure_threshold),
+        ..Probe::default()
+    }
+}
+
+fn resources(cluster: &ValidatedCluster) -> Option<ResourceRequirements> {
+    let of = |amounts: &ResourceAmounts| {
+        let ResourceAmounts { cpu, memory } = amounts;
+        let both = [("cpu", cpu), ("memory", memory)];
+        let given: BTreeMap<String, Quantity> =
+            both.into_iter().filter_map(|(k, v)| Some((k.to_owned(), Quantity(v.clone()?)))).collect();
+        (!given.is_empty()).then_some(given)
+    };
+    let (requests, limits) = (of(&cluster.requests), of(&cluster.limits));
+    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements {
+        requests,
+        limits,
+        ..ResourceRequirements::default()
+    })
+}
+
+/// The member program's flags. A seed founds a cluster of itself; everybody else asks the others for the configuration.
+fn arguments(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Vec<String> {
+    let identity = &cluster.identity;
+    let peer = format!("http://{}:{PEER_PORT}", host(identity, facts.name));
+    let client = format!("http://{}:{CLIENT_PORT}", host(identity, facts.name));
+    let own = format!("{}={peer}", facts.name);
+    let (state, first) = match facts.start {
+        Some(StartAs::Seed) => ("new", own),
+        Some(StartAs::Member) | None => {
+            let others = facts.others.iter().filter(|other| *other != facts.name);
+            let others = others.map(|other| format!("{other}=http://{}:{PEER_PORT}", host(identity, other)));
+            ("existing", std::iter::once(own).chain(others).collect::<Vec<_>>().join(","))
+        }
+    };
+    let mut arguments = vec![
+        format!("--name={}", facts.name),
+        // Below the mount: the root of a file system may hold things of its own.
+        "--data-dir=/data/member".to_owned(),
+        format!("--listen-client-urls=http://0.0.0.0:{CLIENT_PORT}"),
+        format!("--listen-peer-urls=http://0.0.0.0:{PEER_PORT}"),
+        format!("--listen-admin-urls=http://0.0.0.0:{ADMIN_PORT}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--initial-cluster={first}"),
+        format!("--initial-cluster-state={state}"),
+        format!("--initial-cluster-token={}", identity.token()),
+        format!("--heartbeat-interval={}", cluster.timing.heartbeat_ms),
+        format!("--election-timeout={}", cluster.timing.election_ms),
+    ];
+    if facts.start == Some(StartAs::Seed) {
+        arguments.push("--await-activation".to_owned());
+    }
+    arguments
+}
+
+/// A record's volume, stamped with the record's UID. No owner: what happens to it is policy, not garbage collection.
+pub fn claim(cluster: &ValidatedCluster, record: &str, record_uid: &str) -> PersistentVolumeClaim {
+    let identity = &cluster.identity;
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(names::volume(record)),
+            namespace: Some(identity.namespace.clone()),
+            labels: Some(member_labels(identity, record, false)),
+            annotations: Some(BTreeMap::from([(names::ANNOTATION_RECORD_UID.to_owned(), record_uid.to_owned())])),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: cluster.storage.class.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([("storage".to_owned(), Quantity(cluster.storage.size.clone()))])),
+                ..VolumeResourceRequirements::default()
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        ..PersistentVolumeClaim::default()
+    }
+}
+
+/// The shared objects, stamped with what they were rendered from.
+pub fn services(identity: &Identity, hash: &str) -> [Service; 3] {
+    let stamped = |name: String| {
+        let stamp = BTreeMap::from([(names::ANNOTATION_OBJECTS_HASH.to_owned(), hash.to_owned())]);
+        ObjectMeta { annotations: Some(stamp), ..meta(identity, name) }
+    };
+    let port = |name: &str, port| ServicePort {
+        name: Some(name.to_owned()),
+        port,
+        target_port: Some(IntOrString::Int(port)),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    };
+    let service = |metadata, spec| Service { metadata, spec: Some(spec), ..Service::default() };
+    [
+        service(
+            stamped(names::peer_service(&identity.name)),
+            ServiceSpec {
+                cluster_ip: Some("None".to_owned()),
+                // Members find each other before they are ready, or they would never be.
+                publish_not_ready_addresses: Some(true),
+                selector: Some(pod_selector(identity)),
+                ports: Some(vec![port("client", CLIENT_PORT), port("peer", PEER_PORT), port("admin", ADMIN_PORT)]),
+                ..ServiceSpec::default()
+            },
+        ),
+        service(
+            stamped(names::client_service(&identity.name)),
+            ServiceSpec {
+                type_: Some("ClusterIP".to_owned()),
+                selector: Some(pod_selector(identity)),
+                ports: Some(vec![port("client", CLIENT_PORT)]),
+                ..ServiceSpec::default()
+            },
+        ),
+        service(
+            stamped(names::leader_service(&identity.name)),
+            ServiceSpec {
+                type_: Some("ClusterIP".to_owned()),
+                ports: Some(vec![port("client", CLIENT_PORT)]),
+                ..ServiceSpec::default()
+            },
+        ),
+    ]
+}
+
+/// The leader that serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaderEndpoint {
+    pub ip: String,
+    pub pod: String,
+    pub node: Option<String>,
+}
+
+/// The addresses behind the leader Service: the leader that serves, or nothing.
+pub fn leader_slice(identity: &Identity, leader: Option<&LeaderEndpoint>) -> EndpointSlice {
+    let name = names::leader_service(&identity.name);
+    let mut metadata = meta(identity, name.clone());
+    let own =
+        [("kubernetes.io/service-name", name.as_str()), ("endpointslice.kubernetes.io/managed-by", "quorate.dev")];
+    metadata.labels.get_or_insert_default().extend(own.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    let endpoint = |leader: &LeaderEndpoint| Endpoint {
+        addresses: vec![leader.ip.clone()],
+        conditions: Some(EndpointConditions { ready: Some(true), ..EndpointConditions::default() }),
+        node_name: leader.node.clone(),
+        target_ref: Some(k8s_openapi::api::core::v1::ObjectReference {
+            kind: Some("Pod".to_owned()),
+            name: Some(leader.pod.clone()),
+            namespace: Some(identity.namespace.clone()),
+            ..Default::default()
+        }),
+        ..Endpoint::default()
+    };
+    let is_v6 = leader.is_some_and(|l| l.ip.contains(':'));
+    EndpointSlice {
+        metadata,
+        address_type: if is_v6 { "IPv6" } else { "IPv4" }.to_owned(),
+        endpoints: leader.map(endpoint).into_iter().collect(),
+        ports: Some(vec![EndpointPort {
+            name: Some("client".to_owned()),
+            port: Some(CLIENT_PORT),
+            protocol: Some("TCP".to_owned()),
+            ..EndpointPort::default()
+        }]),
+    }
+}
+
+/// The floor that evictions by others leave: an integer, of voters only.
+pub fn budget(identity: &Identity, min_available: u32) -> PodDisruptionBudget {
+    let mut selector = pod_selector(identity);
+    selector.insert(names::LABEL_VOTER.to_owned(), VOTER.to_owned());
+    PodDisruptionBudget {
+        metadata: meta(identity, names::budget(&identity.name)),
+        spec: Some(PodDisruptionBudgetSpec {
+            min_available: Some(IntOrString::Int(i32::try_from(min_available).unwrap_or(i32::MAX))),
+            selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
+            // Readiness depends on the quorum: AlwaysAllow would let a drain take everybody while it is lost.
+            unhealthy_pod_eviction_policy: Some("IfHealthyBudget".to_owned()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}

@@ -1,0 +1,286 @@
+//! Reads one cluster's objects, live and uncached: what authorises a step must not come from a watch that lags.
+//!
+//! Objects are joined by UID, never by name alone: a namesake of an earlier cluster is nobody's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+use std::sync::Mutex;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{self as core, Node, PersistentVolumeClaim, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::ListParams;
+use kube::{Api, Client, Resource};
+use quorate_api::{ConsistentCluster, names, units};
+use quorate_plan::{
+    ClusterId, ConfigAt, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence, Readiness,
+    RetireReason, Retirement, Running, StartAs, Termination, Volume,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::objects::ADMIN_PORT;
+use super::request::timed;
+use crate::world::Seen;
+
+/// The retirement mark as it stands in the annotation.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RetirementMark {
+    pub member_id: Option<String>,
+    pub incarnation: u64,
+    pub term: u64,
+    pub index: u64,
+    pub reason: String,
+}
+
+/// Zones of nodes; they do not move.
+#[derive(Debug, Default)]
+pub struct Zones(Mutex<HashMap<String, Option<String>>>);
+
+pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
+    let identity = intent.identity();
+    let mut seen = Seen::default();
+    let (clusters, sets, pods, claims) = tokio::join!(
+        own_object::<ConsistentCluster>(client, identity, &identity.name),
+        list::<StatefulSet>(client, identity),
+        list::<core::Pod>(client, identity),
+        list::<PersistentVolumeClaim>(client, identity),
+    );
+    let unread = &mut seen.observation.unread;
+    if let Some(cluster) = clusters.unwrap_or_else(|e| unreadable(unread, "the ConsistentCluster", &e)) {
+        let finalizers = cluster.metadata.finalizers.unwrap_or_default();
+        if finalizers.iter().any(|f| f == names::FINALIZER_CLUSTER) {
+            seen.observation.objects.finalizer = Presence::Present;
+        }
+    }
+    let sets = sets.unwrap_or_else(|e| unreadable(unread, "member records", &e));
+    let pods = pods.unwrap_or_else(|e| unreadable(unread, "pods", &e));
+    let claims = claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e));
+    shared_objects(client, identity, &mut seen).await;
+    let zones = zones.of(client, &pods).await;
+    for set in sets.iter().filter(|s| is_of_incarnation(&s.metadata, identity)) {
+        let uid = set.metadata.uid.as_deref().unwrap_or_default();
+        let pod = pods.iter().find(|p| is_controlled_by(&p.metadata, uid));
+        let record = member_record(set, pod.map(|p| observed_pod(p, &zones)));
+        if let Some(ip) = pod.and_then(pod_ip) {
+            seen.admin_urls.insert(record.name.clone(), format!("http://{}:{ADMIN_PORT}", bracketed(ip)));
+        }
+        seen.observation.records.push(record);
+    }
+    seen.observation.volumes =
+        claims.iter().filter(|c| is_of_incarnation(&c.metadata, identity)).filter_map(volume).collect();
+    seen
+}
+
+fn unreadable<T: Default>(unread: &mut Vec<String>, what: &str, error: &kube::Error) -> T {
+    unread.push(format!("{what}: {error}"));
+    T::default()
+}
+
+async fn list<K>(client: &Client, identity: &Identity) -> Result<Vec<K>, kube::Error>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api = Api::<K>::namespaced(client.clone(), &identity.namespace);
+    let ours = ListParams::default().labels(&names::selector(&identity.uid));
+    Ok(timed(api.list(&ours)).await?.items)
+}
+
+/// The object of this name if it is this cluster's own: it is the cluster itself, or the cluster owns it.
+async fn own_object<K>(client: &Client, identity: &Identity, name: &str) -> Result<Option<K>, kube::Error>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api = Api::<K>::namespaced(client.clone(), &identity.namespace);
+    let found = timed(api.get_opt(name)).await?;
+    Ok(found.filter(|object| {
+        let meta = object.meta();
+        meta.uid.as_deref() == Some(&identity.uid) || is_controlled_by(meta, &identity.uid)
+    }))
+}
+
+async fn shared_objects(client: &Client, identity: &Identity, seen: &mut Seen) {
+    let name = &identity.name;
+    let (peer, clients, leader) = (names::peer_service(name), names::client_service(name), names::leader_service(name));
+    let budget_name = names::budget(name);
+    let (peer, clients, leader, budget) = tokio::join!(
+        own_object::<Service>(client, identity, &peer),
+        own_object::<Service>(client, identity, &clients),
+        own_object::<Service>(client, identity, &leader),
+        own_object::<PodDisruptionBudget>(client, identity, &budget_name),
+    );
+    let unread = &mut seen.observation.unread;
+    let mut service = |found: Result<_, _>| found.unwrap_or_else(|e| unreadable(unread, "Services", &e));
+    let services: [Option<Service>; 3] = [service(peer), service(clients), service(leader)];
+    let budget = budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e));
+    let objects = &mut seen.observation.objects;
+    let mark = services[0].as_ref().and_then(|s| annotation(&s.metadata, names::ANNOTATION_BOOTSTRAPPED));
+    objects.bootstrapped = mark.and_then(|text| u64::from_str_radix(text, 16).ok()).map(ClusterId);
+    let stamp = |s: &Service| annotation(&s.metadata, names::ANNOTATION_OBJECTS_HASH).map(str::to_owned);
+    let stamps: Vec<Option<String>> = services.iter().map(|s| s.as_ref().and_then(stamp)).collect();
+    objects.applied_hash = stamps[0].clone().filter(|first| stamps.iter().all(|s| s.as_ref() == Some(first)));
+    objects.budget_min_available = budget.and_then(|b| match b.spec?.min_available? {
+        IntOrString::Int(value) => u32::try_from(value).ok(),
+        IntOrString::String(_) => None,
+    });
+}
+
+fn is_of_incarnation(meta: &ObjectMeta, identity: &Identity) -> bool {
+    let label = meta.labels.as_ref().and_then(|l| l.get(names::LABEL_INCARNATION));
+    label.is_some_and(|text| *text == identity.incarnation.to_string())
+}
+
+fn is_controlled_by(meta: &ObjectMeta, uid: &str) -> bool {
+    meta.owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
+}
+
+fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+fn millis(time: Option<&Time>) -> u64 {
+    time.map_or(0, |t| u64::try_from(t.0.as_millisecond()).unwrap_or_default())
+}
+
+fn deletion(meta: &ObjectMeta) -> Deletion {
+    if meta.deletion_timestamp.is_some() { Deletion::Requested } else { Deletion::No }
+}
+
+/// Reads a record back from its StatefulSet.
+pub fn member_record(set: &StatefulSet, pod: Option<Pod>) -> MemberRecord {
+    let meta = &set.metadata;
+    let text = |key| annotation(meta, key);
+    let replicas = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    MemberRecord {
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: meta.resource_version.clone().unwrap_or_default(),
+        member_id: text(names::ANNOTATION_MEMBER_ID).and_then(parse_id),
+        start: match text(names::ANNOTATION_START) {
+            Some("seed") => Some(StartAs::Seed),
+            Some("member") => Some(StartAs::Member),
+            _ => None,
+        },
+        template_hash: text(names::ANNOTATION_TEMPLATE_HASH).unwrap_or_default().to_owned(),
+        running: if replicas == 0 { Running::Stopped } else { Running::Started },
+        retirement: text(names::ANNOTATION_RETIRING).and_then(retirement),
+        deletion: deletion(meta),
+        created_ms: millis(meta.creation_timestamp.as_ref()),
+        pod,
+    }
+}
+
+fn parse_id(text: &str) -> Option<MemberId> {
+    u64::from_str_radix(text, 16).ok().filter(|id| *id != 0).map(MemberId)
+}
+
+fn retirement(text: &str) -> Option<Retirement> {
+    let RetirementMark { member_id, incarnation, term, index, reason } = serde_json::from_str(text).ok()?;
+    Some(Retirement {
+        member_id: member_id.as_deref().and_then(parse_id),
+        config_at: ConfigAt { incarnation, term, index },
+        reason: RetireReason::parse(&reason)?,
+    })
+}
+
+fn observed_pod(pod: &core::Pod, zones: &BTreeMap<String, String>) -> Pod {
+    let meta = &pod.metadata;
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let node = spec.and_then(|s| s.node_name.clone());
+    Pod {
+        uid: meta.uid.clone().unwrap_or_default(),
+        phase: match status.and_then(|s| s.phase.as_deref()) {
+            Some("Running") => PodPhase::Running,
+            Some("Succeeded" | "Failed") => PodPhase::Ended,
+            Some("Pending") | None => PodPhase::Pending,
+            Some(_) => PodPhase::Unknown,
+        },
+        readiness: if is_ready(pod) { Readiness::Ready } else { Readiness::NotReady },
+        termination: match deletion(meta) {
+            Deletion::Requested => Termination::Terminating,
+            Deletion::No => Termination::No,
+        },
+        waiting_reason: waiting_reason(pod),
+        template_hash: annotation(meta, names::ANNOTATION_TEMPLATE_HASH).unwrap_or_default().to_owned(),
+        image: spec.and_then(|s| s.containers.first()?.image.clone()).unwrap_or_default(),
+        zone: node.as_ref().and_then(|n| zones.get(n).cloned()),
+        node,
+        created_ms: millis(meta.creation_timestamp.as_ref()),
+    }
+}
+
+fn is_ready(pod: &core::Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Reasons that pass by themselves; the pod is being made.
+const PASSING: [&str; 3] = ["ContainerCreating", "PodInitializing", "Completed"];
+
+fn waiting_reason(pod: &core::Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let container = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.waiting.as_ref());
+    let reason = container.and_then(|w| w.reason.clone()).filter(|r| !PASSING.contains(&r.as_str()));
+    let unplaced = || {
+        let placed = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+        placed.reason.clone()
+    };
+    reason.or_else(unplaced)
+}
+
+pub fn pod_ip(pod: &core::Pod) -> Option<&str> {
+    pod.status.as_ref()?.pod_ip.as_deref().filter(|ip| !ip.is_empty())
+}
+
+fn bracketed(ip: &str) -> String {
+    if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() }
+}
+
+fn volume(claim: &PersistentVolumeClaim) -> Option<Volume> {
+    let meta = &claim.metadata;
+    let size = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?.get("storage");
+    Some(Volume {
+        record: meta.labels.as_ref()?.get(names::LABEL_MEMBER)?.clone(),
+        name: meta.name.clone()?,
+        uid: meta.uid.clone()?,
+        resource_version: meta.resource_version.clone()?,
+        record_uid: annotation(meta, names::ANNOTATION_RECORD_UID).unwrap_or_default().to_owned(),
+        size_bytes: size.and_then(|q| units::size_bytes(&q.0)).unwrap_or_default(),
+        deletion: deletion(meta),
+    })
+}
+
+impl Zones {
+    /// Zones of the nodes these pods run on. A node that may not be read has none.
+    async fn of(&self, client: &Client, pods: &[core::Pod]) -> BTreeMap<String, String> {
+        let nodes = pods.iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
+        let mut found = BTreeMap::new();
+        for node in nodes {
+            if let Some(zone) = self.zone(client, &node).await {
+                found.insert(node, zone);
+            }
+        }
+        found
+    }
+
+    async fn zone(&self, client: &Client, node: &str) -> Option<String> {
+        let known = self.0.lock().expect("no panic happens while zones are looked up").get(node).cloned();
+        if let Some(zone) = known {
+            return zone;
+        }
+        let zone = match timed(Api::<Node>::all(client.clone()).get_opt(node)).await {
+            Ok(found) => found.and_then(|n| n.metadata.labels?.remove("topology.kubernetes.io/zone")),
+            // Namespaced operators may not read nodes. Others ask again.
+            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            Err(_) => return None,
+        };
+        self.0.lock().expect("no panic happens while zones are looked up").insert(node.to_owned(), zone.clone());
+        zone
+    }
+}

@@ -1,0 +1,140 @@
+//! Tells what a pass found: the status, Events, and the address behind the leader Service. Decides nothing.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Resource};
+use quorate_api::{ConditionStatus, ConsistentCluster, names, status_differs};
+use quorate_plan::{Identity, Intent, Presence};
+use serde_json::json;
+
+use super::objects::{self, LeaderEndpoint};
+use super::observe::pod_ip;
+use super::request::{MANAGER, timed};
+use crate::events::{self, Note, Severity};
+use crate::reconcile::Pass;
+
+/// Numbers that move all the time reach the status this often when nothing else changes.
+const VOLATILE_EVERY: Duration = Duration::from_secs(30);
+
+pub(super) struct Teller {
+    client: Client,
+    recorder: Recorder,
+    /// When each cluster's status was last written, and the leader address its Service was last given, by UID.
+    known: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Default, Clone)]
+struct Known {
+    wrote: Option<Instant>,
+    leader: Option<Option<LeaderEndpoint>>,
+}
+
+impl Teller {
+    pub fn new(client: Client, instance: &str) -> Teller {
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(instance.to_owned()) };
+        Teller { recorder: Recorder::new(client.clone(), reporter), client, known: Mutex::default() }
+    }
+
+    pub async fn tell(&self, cluster: &ConsistentCluster, intent: &Intent, pass: &Pass) -> Result<(), kube::Error> {
+        let identity = intent.identity();
+        for note in events::notes(cluster.status.as_ref(), pass) {
+            self.publish(cluster, note).await;
+        }
+        if let Err(error) = self.point_to_leader(identity, pass).await {
+            tracing::warn!(cluster = identity.name, "the leader Service was not updated: {error}");
+        }
+        self.write_status(cluster, identity, pass).await
+    }
+
+    async fn publish(&self, cluster: &ConsistentCluster, note: Note) {
+        let event = Event {
+            type_: match note.severity {
+                Severity::Normal => EventType::Normal,
+                Severity::Warning => EventType::Warning,
+            },
+            reason: note.reason.to_owned(),
+            // The API server takes no more.
+            note: Some(note.text.chars().take(1_000).collect()),
+            action: note.reason.to_owned(),
+            secondary: None,
+        };
+        let regarding = cluster.object_ref(&());
+        if let Err(error) = timed(self.recorder.publish(&event, &regarding)).await {
+            tracing::warn!(reason = note.reason, "an Event was not published: {error}");
+        }
+    }
+
+    /// The leader Service has an endpoint only while its leader serves.
+    async fn point_to_leader(&self, identity: &Identity, pass: &Pass) -> Result<(), kube::Error> {
+        let objects = &pass.seen.observation.objects;
+        if objects.applied_hash.is_none() || objects.finalizer == Presence::Absent {
+            return Ok(());
+        }
+        let serving = pass.status.condition("LeaderServing").is_some_and(|c| c.status == ConditionStatus::True);
+        let leader = match &pass.status.leader {
+            Some(leader) if serving => self.endpoint(identity, &leader.name).await?,
+            Some(_) | None => None,
+        };
+        if self.known(&identity.uid).leader.as_ref() == Some(&leader) {
+            return Ok(());
+        }
+        let slice = objects::leader_slice(identity, leader.as_ref());
+        let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &identity.namespace);
+        let name = names::leader_service(&identity.name);
+        timed(api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&slice))).await?;
+        self.remember(&identity.uid, |known| known.leader = Some(leader));
+        Ok(())
+    }
+
+    async fn endpoint(&self, identity: &Identity, record: &str) -> Result<Option<LeaderEndpoint>, kube::Error> {
+        let name = names::pod(record);
+        let pod = timed(Api::<Pod>::namespaced(self.client.clone(), &identity.namespace).get_opt(&name)).await?;
+        Ok(pod.and_then(|pod| {
+            let ip = pod_ip(&pod)?.to_owned();
+            Some(LeaderEndpoint { ip, pod: name, node: pod.spec.and_then(|s| s.node_name) })
+        }))
+    }
+
+    async fn write_status(
+        &self,
+        cluster: &ConsistentCluster,
+        identity: &Identity,
+        pass: &Pass,
+    ) -> Result<(), kube::Error> {
+        let differs = cluster.status.as_ref().is_none_or(|old| status_differs(old, &pass.status));
+        let is_due = self.known(&identity.uid).wrote.is_none_or(|at| at.elapsed() >= VOLATILE_EVERY);
+        if !differs && !is_due {
+            return Ok(());
+        }
+        let body = json!({
+            "apiVersion": ConsistentCluster::api_version(&()), "kind": ConsistentCluster::kind(&()),
+            // A namesake made since then gets a conflict, not somebody else's status.
+            "metadata": {"name": identity.name, "uid": identity.uid},
+            "status": pass.status,
+        });
+        let api = Api::<ConsistentCluster>::namespaced(self.client.clone(), &identity.namespace);
+        let params = PatchParams::apply(MANAGER).force();
+        match timed(api.patch_status(&identity.name, &params, &Patch::Apply(&body))).await {
+            Ok(_) => {}
+            // Gone, which is what a finished deletion looks like.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.remember(&identity.uid, |known| known.wrote = Some(Instant::now()));
+        Ok(())
+    }
+
+    fn known(&self, uid: &str) -> Known {
+        self.known.lock().expect("no panic happens while this is looked up").get(uid).cloned().unwrap_or_default()
+    }
+
+    fn remember(&self, uid: &str, edit: impl FnOnce(&mut Known)) {
+        edit(self.known.lock().expect("no panic happens while this is written").entry(uid.to_owned()).or_default());
+    }
+}

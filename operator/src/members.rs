@@ -1,0 +1,318 @@
+//! The way to the members: their own word, a linearizable round, and changes of membership.
+//!
+//! Every call has a deadline, and every membership call carries the configuration it was decided on. Nothing is retried here.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use quorate_plan::{
+    ClusterId, ConfigAt, ConfigMember, MemberId, MemberRecord, MemberWord, Probe, Progress, Role, Step,
+};
+use quorate_proto::admin::v1 as wire;
+use quorate_proto::admin::v1::admin_client::AdminClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::world::{ActError, MemberUrls, Seen};
+
+/// A member that needs longer for a word about itself counts as silent.
+const STATUS_LIMIT: Duration = Duration::from_millis(1_500);
+/// A linearizable round takes two network round trips; more than this is no service.
+const PROBE_LIMIT: Duration = Duration::from_millis(2_500);
+/// A change is committed by the slower half of the members, on their disks.
+const CHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// Connections kept; more clusters than this share them by being connected anew.
+const CHANNELS_MAX: usize = 512;
+
+/// Connections to members, by admin URL.
+#[derive(Debug, Default)]
+pub struct Members {
+    channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+/// A step that is carried out by a member rather than by a world.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    pub to: MemberId,
+    pub request: Request,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    AddLearner(wire::AddLearnerRequest),
+    Promote(wire::PromoteRequest),
+    Remove(wire::RemoveRequest),
+    Swap(wire::SwapRequest),
+    Transfer(wire::TransferLeaderRequest),
+    Activate(wire::ActivateRequest),
+}
+
+/// The member call a step consists of; nothing for steps of the world. `urls` is asked for a record that is to be added.
+///
+/// # Errors
+/// Those of `urls`.
+pub fn call_of(step: &Step, urls: impl FnOnce(&str) -> Result<MemberUrls, ActError>) -> Result<Option<Call>, ActError> {
+    let call = |to: MemberId, request| Ok(Some(Call { to, request }));
+    match step {
+        Step::AddLearner { record, leader, expect } => {
+            let MemberUrls { peer, client } = urls(&record.name)?;
+            call(
+                *leader,
+                Request::AddLearner(wire::AddLearnerRequest {
+                    expect: Some(config_at(*expect)),
+                    idempotency_key: record.uid.clone(),
+                    name: record.name.clone(),
+                    peer_urls: peer,
+                    client_urls: client,
+                }),
+            )
+        }
+        Step::Promote { record: _, member_id, leader, expect, lag_max } => call(
+            *leader,
+            Request::Promote(wire::PromoteRequest {
+                expect: Some(config_at(*expect)),
+                member_id: member_id.0,
+                lag_max: *lag_max,
+            }),
+        ),
+        Step::RemoveMember { name: _, member_id, leader, expect } => call(
+            *leader,
+            Request::Remove(wire::RemoveRequest { expect: Some(config_at(*expect)), member_id: member_id.0 }),
+        ),
+        Step::SwapVoter { record: _, new, old, leader, expect, lag_max } => call(
+            *leader,
+            Request::Swap(wire::SwapRequest {
+                expect: Some(config_at(*expect)),
+                new_member_id: new.0,
+                old_member_id: old.0,
+                lag_max: *lag_max,
+            }),
+        ),
+        Step::TransferLeader { leader, to, expect_term } => {
+            call(*leader, Request::Transfer(wire::TransferLeaderRequest { to: to.0, expect_term: *expect_term }))
+        }
+        Step::Activate { record: _, member_id, cluster_id } => {
+            call(*member_id, Request::Activate(wire::ActivateRequest { cluster_id: cluster_id.0 }))
+        }
+        Step::AddFinalizer
+        | Step::ApplyObjects { .. }
+        | Step::SetBudget { .. }
+        | Step::CreateMember { .. }
+        | Step::CreateVolume { .. }
+        | Step::AdoptVolume { .. }
+        | Step::RecordMemberId { .. }
+        | Step::StartMember { .. }
+        | Step::RecordBootstrap { .. }
+        | Step::SealSeed { .. }
+        | Step::MarkRetiring { .. }
+        | Step::StopMember { .. }
+        | Step::DeletePod { .. }
+        | Step::DeleteVolume { .. }
+        | Step::ReleaseVolume { .. }
+        | Step::DropRecord { .. }
+        | Step::ApplyTemplate { .. }
+        | Step::RestartMember { .. }
+        | Step::GrowVolume { .. }
+        | Step::Finish => Ok(None),
+    }
+}
+
+fn config_at(at: ConfigAt) -> wire::ConfigAt {
+    let ConfigAt { incarnation, term, index } = at;
+    wire::ConfigAt { incarnation, term, index }
+}
+
+impl Members {
+    /// Asks every member for its own word, then one of them for a linearizable round, and adds both to the reading.
+    pub async fn ask(&self, seen: &mut Seen) {
+        let asked = seen.observation.records.iter().filter_map(|record| {
+            let pod_uid = record.pod.as_ref()?.uid.clone();
+            Some((record, pod_uid, seen.admin_urls.get(&record.name)?.clone()))
+        });
+        let answers = asked.map(|(record, pod_uid, url)| async move { self.word(record, pod_uid, &url).await });
+        let told: Vec<(MemberWord, Instant)> = join_all(answers).await.into_iter().flatten().collect();
+        let probe = self.probe(&told, seen).await;
+        let age = |since: &Instant| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        seen.observation.words =
+            told.into_iter().map(|(word, since)| MemberWord { age_ms: age(&since), ..word }).collect();
+        seen.observation.probe = probe;
+    }
+
+    async fn word(&self, record: &MemberRecord, pod_uid: String, url: &str) -> Option<(MemberWord, Instant)> {
+        // The answer is at least as young as the question.
+        let asked = Instant::now();
+        let mut client = self.client(url).ok()?;
+        let answer = tokio::time::timeout(STATUS_LIMIT, client.status(wire::StatusRequest {})).await;
+        match answer {
+            Ok(Ok(response)) => member_word(response.into_inner(), record, pod_uid).map(|word| (word, asked)),
+            Ok(Err(status)) => {
+                tracing::debug!(member = record.name, "no word: {}", told_by(&status));
+                None
+            }
+            Err(_) => {
+                tracing::debug!(member = record.name, "no word within {} ms", STATUS_LIMIT.as_millis());
+                self.forget(url);
+                None
+            }
+        }
+    }
+
+    /// Through the newest leader if somebody claims to be one, or else through anybody.
+    async fn probe(&self, told: &[(MemberWord, Instant)], seen: &Seen) -> Option<Probe> {
+        let (word, _) = told.iter().max_by_key(|(w, _)| (w.role == Role::Leader, w.term, w.ready))?;
+        let url = seen.admin_urls.get(&word.record)?;
+        let asked = Instant::now();
+        let outcome = match self.client(url) {
+            Err(error) => Err(error.to_string()),
+            Ok(mut client) => match tokio::time::timeout(PROBE_LIMIT, client.probe(wire::ProbeRequest {})).await {
+                Ok(Ok(answer)) => Ok(answer.into_inner().read_index),
+                Ok(Err(status)) => Err(told_by(&status)),
+                Err(_) => Err(format!("no answer within {} ms", PROBE_LIMIT.as_millis())),
+            },
+        };
+        Some(Probe { age_ms: u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), outcome })
+    }
+
+    /// Carries out one member call.
+    ///
+    /// # Errors
+    /// `News` when the member refused because of what it knows better (configuration, term, lag); `Failed` when the outcome is
+    /// not known.
+    pub async fn call(&self, call: Call, seen: &Seen) -> Result<(), ActError> {
+        let Some(url) = seen.admin_url_of(call.to) else {
+            return Err(ActError::News(format!("member {} has no address now", call.to)));
+        };
+        let client = self.client(url)?;
+        match tokio::time::timeout(CHANGE_LIMIT, send(client, call.request)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) => Err(refusal(&status)),
+            Err(_) => {
+                Err(ActError::Failed(format!("member {} did not answer within {} s", call.to, CHANGE_LIMIT.as_secs())))
+            }
+        }
+    }
+
+    fn client(&self, url: &str) -> Result<AdminClient<Channel>, ActError> {
+        let mut channels = self.channels.lock().expect("no panic happens while connections are looked up");
+        if let Some(channel) = channels.get(url) {
+            return Ok(AdminClient::new(channel.clone()));
+        }
+        if channels.len() >= CHANNELS_MAX {
+            channels.clear();
+        }
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|error| ActError::Failed(format!("admin URL {url:?}: {error}")))?;
+        let channel = endpoint.connect_timeout(STATUS_LIMIT).tcp_nodelay(true).connect_lazy();
+        channels.insert(url.to_owned(), channel.clone());
+        Ok(AdminClient::new(channel))
+    }
+
+    /// A connection that does not answer may lead to a machine that is no more.
+    fn forget(&self, url: &str) {
+        self.channels.lock().expect("no panic happens while connections are looked up").remove(url);
+    }
+}
+
+async fn send(mut client: AdminClient<Channel>, request: Request) -> Result<(), Status> {
+    match request {
+        Request::AddLearner(r) => client.add_learner(r).await.map(drop),
+        Request::Promote(r) => client.promote(r).await.map(drop),
+        Request::Remove(r) => client.remove(r).await.map(drop),
+        Request::Swap(r) => client.swap(r).await.map(drop),
+        Request::Transfer(r) => client.transfer_leader(r).await.map(drop),
+        Request::Activate(r) => client.activate(r).await.map(drop),
+    }
+}
+
+fn told_by(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+fn refusal(status: &Status) -> ActError {
+    match status.code() {
+        Code::FailedPrecondition | Code::Aborted | Code::NotFound | Code::AlreadyExists | Code::OutOfRange => {
+            ActError::News(told_by(status))
+        }
+        _ => ActError::Failed(told_by(status)),
+    }
+}
+
+/// Reads a member's answer. Nothing when somebody else answered under this address.
+fn member_word(answer: wire::StatusResponse, record: &MemberRecord, pod_uid: String) -> Option<MemberWord> {
+    if answer.name != record.name {
+        tracing::debug!(member = record.name, answered = answer.name, "another member answers at this address");
+        return None;
+    }
+    let at = answer.committed_config_at.unwrap_or_default();
+    Some(MemberWord {
+        record: record.name.clone(),
+        pod_uid,
+        age_ms: 0,
+        cluster_id: ClusterId(answer.cluster_id),
+        member_id: MemberId(answer.member_id),
+        incarnation: answer.incarnation,
+        version: answer.version,
+        role: Role::parse(&answer.role)?,
+        term: answer.term,
+        leader_id: (answer.leader_id != 0).then_some(MemberId(answer.leader_id)),
+        commit_index: answer.commit_index,
+        applied_index: answer.applied_index,
+        last_index: answer.last_index,
+        pending_entries: answer.pending_entries,
+        leader_contact_age_ms: answer.leader_contact_age_ms,
+        elections: answer.elections,
+        own_term_index: answer.own_term_index,
+        own_term_committed: answer.own_term_committed,
+        own_term_applied: answer.own_term_applied,
+        quorum_confirmed_age_ms: answer.quorum_confirmed_age_ms,
+        config_at: ConfigAt { incarnation: at.incarnation, term: at.term, index: at.index },
+        change_in_flight: answer.change_in_flight,
+        joint: answer.joint,
+        members: answer.members.into_iter().map(config_member).collect(),
+        progress: answer.progress.into_iter().map(progress).collect(),
+        failover_count: answer.failover_count,
+        last_failover_ms: answer.last_failover_ms,
+        activated: answer.activated,
+        ready: answer.ready,
+        not_ready_reason: answer.not_ready_reason,
+        fault: answer.fault,
+    })
+}
+
+fn config_member(member: wire::Member) -> ConfigMember {
+    let wire::Member { id, name, is_learner, is_outgoing, .. } = member;
+    ConfigMember { id: MemberId(id), name, is_learner, is_outgoing }
+}
+
+fn progress(progress: wire::Progress) -> Progress {
+    let wire::Progress { member_id, matched, last_ack_age_ms, active, snapshotting } = progress;
+    Progress { member_id: MemberId(member_id), matched, last_ack_age_ms, active, snapshotting }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_plan::RecordRef;
+
+    #[test]
+    fn a_learner_is_added_under_its_records_uid() {
+        let record = RecordRef { name: "orders-b7xk2".into(), uid: "u-1".into(), resource_version: "7".into() };
+        let expect = ConfigAt { incarnation: 1, term: 2, index: 3 };
+        let step = Step::AddLearner { record, leader: MemberId(9), expect };
+        let urls = |name: &str| Ok(MemberUrls { peer: vec![format!("http://{name}:2380")], client: Vec::new() });
+        let call = call_of(&step, urls).unwrap().unwrap();
+        let Request::AddLearner(request) = call.request else { panic!("{call:?}") };
+        assert_eq!((call.to, request.idempotency_key.as_str()), (MemberId(9), "u-1"));
+        assert_eq!(request.expect, Some(wire::ConfigAt { incarnation: 1, term: 2, index: 3 }));
+        assert_eq!(request.peer_urls, ["http://orders-b7xk2:2380"]);
+    }
+
+    #[test]
+    fn a_refused_compare_and_set_is_news_and_silence_is_a_failure() {
+        assert!(matches!(refusal(&Status::failed_precondition("configuration moved on")), ActError::News(_)));
+        assert!(matches!(refusal(&Status::unavailable("closed")), ActError::Failed(_)));
+        assert!(matches!(refusal(&Status::deadline_exceeded("late")), ActError::Failed(_)));
+    }
+}
