@@ -159,6 +159,8 @@ pub struct Flight {
 pub struct Truth {
     leaders: BTreeMap<Term, MemberId>,
     pub committed: Vec<Entry>,
+    /// Terms of the leaders that committed them.
+    committed_in: Vec<Term>,
     entries: BTreeMap<(Index, Term), (Entry, Option<Term>)>,
     votes: BTreeMap<(MemberId, Term), MemberId>,
     /// Highest index whose proposer was told that it is committed.
@@ -513,6 +515,7 @@ impl Net {
             assert!(was_leader, "member {id} commits entry {} before any leader did", entry.index);
             assert_eq!(entry.index, known + 1, "commits are contiguous");
             self.truth.committed.push(entry.clone());
+            self.truth.committed_in.push(self.member(id).node().term());
         }
     }
 
@@ -550,7 +553,9 @@ impl Net {
         let first = *self.truth.leaders.entry(term).or_insert(id);
         assert_eq!(first, id, "two leaders in term {term}");
         let node = self.members[&id].node();
-        for entry in &self.truth.committed {
+        // A leader of an old term may come late; it cannot commit anything any more.
+        let before = self.truth.committed_in.iter().take_while(|committed_in| **committed_in < term).count();
+        for entry in &self.truth.committed[..before] {
             if entry.index > node.status().compacted {
                 let held = node.term_at(entry.index);
                 assert_eq!(held, Some(entry.term), "leader {id} of term {term} lacks committed entry {}", entry.index);
