@@ -17,10 +17,16 @@ use crate::snapshot::{Checkpoint, Staged};
 
 /// Bytes in front of each command: who asked, and that member's number for it.
 const REQUEST_HEADER_BYTES: usize = 16;
+/// Bytes applied after which a checkpoint is due whatever the count says, if the state itself is not larger: the log
+/// stays within about twice the state, and checkpoints write no more than commands did.
+const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
 
 pub(crate) enum ApplyInput {
     Entries(Entries),
-    ReadAt { index: Index, sender: oneshot::Sender<Result<Arc<View>, CallError>> },
+    ReadAt {
+        index: Index,
+        sender: oneshot::Sender<Result<Arc<View>, CallError>>,
+    },
     Install(Box<Staged>),
     /// The last checkpoint is durable, or could not be written.
     CheckpointDone,
@@ -60,6 +66,7 @@ pub(crate) struct Applier {
     checkpoints: Sender<Checkpoint>,
     checkpoint_every: u64,
     checkpointed: Index,
+    applied_bytes: u64,
     is_checkpointing: bool,
 }
 
@@ -91,6 +98,7 @@ impl Applier {
             checkpoints,
             checkpoint_every,
             checkpointed: meta.index,
+            applied_bytes: 0,
             is_checkpointing: false,
         }
     }
@@ -141,6 +149,7 @@ impl Applier {
                 self.machine.apply(index, term, None);
             }
             Payload::Data(data) => {
+                self.applied_bytes += data.len() as u64;
                 let (origin, number, command) = decode(data);
                 let mut applied = self.machine.apply(index, term, Some(&command));
                 if !applied.events.is_empty() {
@@ -196,13 +205,15 @@ impl Applier {
 
     fn maybe_checkpoint(&mut self) {
         let index = self.machine.applied_index();
-        if self.is_checkpointing || index < self.checkpointed + self.checkpoint_every {
+        let is_due = index >= self.checkpointed + self.checkpoint_every
+            || (self.applied_bytes >= CHECKPOINT_BYTES_MIN && self.applied_bytes >= self.machine.view().size_bytes());
+        if self.is_checkpointing || !is_due {
             return;
         }
         self.is_checkpointing = true;
+        self.applied_bytes = 0;
         self.checkpointed = index;
-        let meta =
-            SnapMeta { index, term: self.term, config: (*self.config).clone(), config_at: self.config_at };
+        let meta = SnapMeta { index, term: self.term, config: (*self.config).clone(), config_at: self.config_at };
         // When the checkpoint thread is gone the process is ending.
         let _ = self.checkpoints.send(Checkpoint { meta, view: self.machine.view() });
     }

@@ -49,7 +49,12 @@ pub struct Args {
     #[arg(long, env = "QUORATE_LISTEN_METRICS_URLS", value_delimiter = ',')]
     pub listen_metrics_urls: Vec<String>,
     /// The peer URLs told to other members
-    #[arg(long, env = "QUORATE_INITIAL_ADVERTISE_PEER_URLS", value_delimiter = ',', default_value = "http://localhost:2380")]
+    #[arg(
+        long,
+        env = "QUORATE_INITIAL_ADVERTISE_PEER_URLS",
+        value_delimiter = ',',
+        default_value = "http://localhost:2380"
+    )]
     pub initial_advertise_peer_urls: Vec<String>,
     /// The client URLs told to other members and to clients
     #[arg(long, env = "QUORATE_ADVERTISE_CLIENT_URLS", value_delimiter = ',', default_value = "http://localhost:2379")]

@@ -41,9 +41,8 @@ pub fn hash(parts: &[&str]) -> u64 {
 fn parse_cluster(text: &str) -> Result<BTreeMap<String, Vec<String>>> {
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for pair in text.split(',').filter(|p| !p.is_empty()) {
-        let (name, url) = pair
-            .split_once('=')
-            .with_context(|| format!("--initial-cluster: {pair:?} is not NAME=PEER-URL"))?;
+        let (name, url) =
+            pair.split_once('=').with_context(|| format!("--initial-cluster: {pair:?} is not NAME=PEER-URL"))?;
         transport::authority(url).with_context(|| format!("--initial-cluster: member {name:?}"))?;
         members.entry(name.to_owned()).or_default().push(url.to_owned());
     }
@@ -61,7 +60,10 @@ fn founded(args: &Args) -> Result<(MemberId, u64, Config)> {
     let members = parse_cluster(&args.initial_cluster)?;
     let token = args.initial_cluster_token.as_str();
     let own = members.get(&args.name).with_context(|| {
-        format!("--initial-cluster {:?} has no member named {:?}: add it or correct --name", args.initial_cluster, args.name)
+        format!(
+            "--initial-cluster {:?} has no member named {:?}: add it or correct --name",
+            args.initial_cluster, args.name
+        )
     })?;
     ensure!(
         sorted(own) == sorted(&args.initial_advertise_peer_urls),
@@ -138,9 +140,13 @@ async fn create(args: &Args, dir: &Path, options: Options) -> Result<Opened> {
 /// Asks the members until one of them has this member in its committed configuration.
 async fn join(args: &Args) -> Result<(Identity, Config)> {
     let members = parse_cluster(&args.initial_cluster)?;
-    let others: Vec<String> = members.iter().filter(|(name, _)| **name != args.name).flat_map(|(_, urls)| urls.clone()).collect();
+    let others: Vec<String> =
+        members.iter().filter(|(name, _)| **name != args.name).flat_map(|(_, urls)| urls.clone()).collect();
     if others.is_empty() {
-        bail!("--initial-cluster-state existing, but --initial-cluster {:?} names nobody else to ask", args.initial_cluster);
+        bail!(
+            "--initial-cluster-state existing, but --initial-cluster {:?} names nobody else to ask",
+            args.initial_cluster
+        );
     }
     let hello = Hello {
         purpose: Purpose::Members,
@@ -149,6 +155,7 @@ async fn join(args: &Args) -> Result<(Identity, Config)> {
         member: MemberId(0),
         generation: 0,
         boot_nonce: 0,
+        to: MemberId(0),
         token_hash: token_hash(args),
         peer_urls: Vec::new(),
     };
@@ -157,14 +164,25 @@ async fn join(args: &Args) -> Result<(Identity, Config)> {
         let mut why = String::new();
         for url in &others {
             match transport::ask_members(std::slice::from_ref(url), &hello).await {
-                Ok(Frame::Members { cluster_id, incarnation, at: _, config }) => {
+                Ok(Frame::Members { cluster_id, incarnation, at: _, config, started }) => {
                     let urls = &args.initial_advertise_peer_urls;
                     let own = config.members.iter().find(|(_, info)| info.peer_urls.iter().any(|u| urls.contains(u)));
+                    if let Some((member, _)) = own
+                        && started.contains(member)
+                    {
+                        why = format!(
+                            "member {member} with a peer URL of {urls:?} has run before, and its data directory is not \
+                             here: what it promised is lost; remove it and add it again under a new id"
+                        );
+                        break;
+                    }
                     if let Some((member, _)) = own {
                         tracing::info!(%member, cluster_id = format!("{cluster_id:x}"), "joining a cluster");
                         return Ok((Identity { cluster_id, member_id: member.0, incarnation }, config));
                     }
-                    why = format!("no member of the cluster has a peer URL of {urls:?} yet: add it with `etcdctl member add --learner`");
+                    why = format!(
+                        "no member of the cluster has a peer URL of {urls:?} yet: add it with `etcdctl member add --learner`"
+                    );
                 }
                 Ok(_) => why = format!("{url} answered something else"),
                 Err(error) => why = format!("{error:#}"),
@@ -185,7 +203,15 @@ mod tests {
 
     fn args(name: &str, url: &str) -> Args {
         let cluster = "a=http://h:1,b=http://h:2,c=http://h:3";
-        Args::parse_from(["quorate-node", "--name", name, "--initial-cluster", cluster, "--initial-advertise-peer-urls", url])
+        Args::parse_from([
+            "quorate-node",
+            "--name",
+            name,
+            "--initial-cluster",
+            cluster,
+            "--initial-advertise-peer-urls",
+            url,
+        ])
     }
 
     #[test]

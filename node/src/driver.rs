@@ -19,7 +19,7 @@ use quorate_raft::io::{Change, Effect, Event, Input, Outcome, ReadMode, Refusal}
 use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
 use quorate_raft::wire::Msg;
 use quorate_state::View;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::apply::ApplyInput;
 use crate::clock;
@@ -37,26 +37,69 @@ const HELD_EVERY_US: u64 = 20_000;
 const HELD_MAX: usize = 50_000;
 /// Forwarded proposals that were answered meanwhile are forgotten this often.
 const SWEEP_EVERY_US: u64 = 1_000_000;
+/// A stopping member that leads no more gives requests under way this long to be answered.
+const DRAIN_US: u64 = 500_000;
+/// A transfer of leadership may take this long on top of an election timeout before a stopping member gives up on it.
+const HAND_OVER_US: u64 = 500_000;
 
 pub enum DriverInput {
     // From the services.
-    Propose { number: u64, payload: Bytes },
-    Read { sender: oneshot::Sender<Result<Arc<View>, CallError>> },
-    Change { expect: Option<ConfigAt>, change: Change, sender: oneshot::Sender<Result<ConfigAt, CallError>> },
-    Transfer { to: MemberId, sender: oneshot::Sender<Result<(), CallError>> },
-    Activate { sender: oneshot::Sender<Result<(), CallError>> },
+    Propose {
+        number: u64,
+    },
+    Read {
+        sender: oneshot::Sender<Result<Arc<View>, CallError>>,
+    },
+    Change {
+        expect: Option<ConfigAt>,
+        change: Change,
+        sender: oneshot::Sender<Result<ConfigAt, CallError>>,
+    },
+    Transfer {
+        to: MemberId,
+        sender: oneshot::Sender<Result<(), CallError>>,
+    },
+    Activate {
+        sender: oneshot::Sender<Result<(), CallError>>,
+    },
     // From peers.
-    Peer { from: MemberId, input: PeerInput },
-    PeerGone { peer: MemberId },
+    /// `room` is given back to the connection when the input has been handled.
+    Peer {
+        from: MemberId,
+        input: PeerInput,
+        room: OwnedSemaphorePermit,
+    },
+    PeerGone {
+        peer: MemberId,
+    },
     // From the other threads.
-    Written { upto: WriteSeq },
-    WriteFailed { error: String },
+    Written {
+        upto: WriteSeq,
+    },
+    WriteFailed {
+        error: String,
+    },
     DiskStalled,
-    Applied { index: Index, later_term: Option<Term> },
-    Persisted { meta: SnapMeta },
-    SnapshotSent { to: MemberId, index: Index, ok: bool },
-    SnapshotReady { from: MemberId, term: Term, staged: Box<Staged> },
-    Installed { index: Index },
+    Applied {
+        index: Index,
+        later_term: Option<Term>,
+    },
+    Persisted {
+        meta: SnapMeta,
+    },
+    SnapshotSent {
+        to: MemberId,
+        index: Index,
+        ok: bool,
+    },
+    SnapshotReady {
+        from: MemberId,
+        term: Term,
+        staged: Box<Staged>,
+    },
+    Installed {
+        index: Index,
+    },
     /// Hand leadership over if it is ours, then end.
     Shutdown,
 }
@@ -88,6 +131,7 @@ pub(crate) struct Outlets {
     pub peers: Peers,
     pub shared: Arc<Shared>,
     pub activation: Activation,
+    pub election_us: u64,
 }
 
 /// The durable note that clients may be served.
@@ -109,14 +153,29 @@ impl Activation {
 /// What waits for an answer of the core, by token.
 enum Waiting {
     /// `term`: in which it was appended, if this member led.
-    Proposal { term: Term },
+    Proposal {
+        term: Term,
+    },
     /// A proposal that another member forwarded; it is told only of a refusal.
-    Forwarded { origin: MemberId, number: u64, term: Term },
+    Forwarded {
+        origin: MemberId,
+        number: u64,
+        term: Term,
+    },
     Read(oneshot::Sender<Result<Arc<View>, CallError>>),
     Change(oneshot::Sender<Result<ConfigAt, CallError>>),
-    ForwardedChange { origin: MemberId, number: u64 },
+    ForwardedChange {
+        origin: MemberId,
+        number: u64,
+    },
     Transfer(oneshot::Sender<Result<(), CallError>>),
     Shutdown,
+}
+
+/// Where a proposal of this round comes from.
+enum Proposal {
+    Own { number: u64 },
+    Forwarded { origin: MemberId, number: u64, term: Term, payload: Bytes },
 }
 
 /// Requests that found no leader.
@@ -135,6 +194,8 @@ pub(crate) struct Driver {
     written: WriteSeq,
     sends: VecDeque<(WriteSeq, MemberId, Msg)>,
     waiting: BTreeMap<Token, Waiting>,
+    /// Taken in this round; they go to the core, and so to log and peers, as one batch.
+    proposals: Vec<Proposal>,
     tokens: u64,
     /// Proposals sent to another member, with the term they were sent in.
     limbo: BTreeMap<u64, Term>,
@@ -151,6 +212,8 @@ pub(crate) struct Driver {
     staged: Option<Box<Staged>>,
     config: Arc<Config>,
     stopping: Option<Time>,
+    /// Takes no new proposals and ends when those under way are answered.
+    is_draining: bool,
     incarnation: u64,
 }
 
@@ -166,6 +229,7 @@ impl Driver {
             written: WriteSeq(0),
             sends: VecDeque::new(),
             waiting: BTreeMap::new(),
+            proposals: Vec::new(),
             tokens: 1 << 62,
             limbo: BTreeMap::new(),
             swept: Time(0),
@@ -180,12 +244,19 @@ impl Driver {
             staged: None,
             config,
             stopping: None,
+            is_draining: false,
             incarnation,
         }
     }
 
     /// Runs until told to stop. An error means that this member may not speak any more.
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        let result = self.serve();
+        self.out.shared.waiters.end();
+        result
+    }
+
+    fn serve(&mut self) -> anyhow::Result<()> {
         self.out.peers.set_members(&self.config);
         let mut effects = Vec::new();
         loop {
@@ -206,6 +277,7 @@ impl Driver {
                 self.step(now, Input::Tick, &mut effects);
             }
             self.retry_held(now, &mut effects);
+            self.propose_batch(now, &mut effects);
             self.submit();
             if now.since(self.published) >= STATUS_EVERY_US {
                 self.publish(now);
@@ -214,8 +286,10 @@ impl Driver {
                 self.swept = now;
                 let waiters = &self.out.shared.waiters;
                 self.limbo.retain(|number, _| waiters.is_waiting(*number));
+                self.out.peers.forget_strangers(now, &self.config);
             }
-            if self.stopping.is_some_and(|due| now >= due) {
+            let is_drained = self.is_draining && self.out.shared.waiters.is_empty();
+            if is_drained || self.stopping.is_some_and(|due| now >= due) {
                 return Ok(());
             }
         }
@@ -240,7 +314,10 @@ impl Driver {
     fn take(&mut self, now: Time, input: DriverInput, effects: &mut Vec<Effect>) -> anyhow::Result<bool> {
         self.inputs += 1;
         match input {
-            DriverInput::Propose { number, payload } => self.propose(now, number, payload, effects),
+            DriverInput::Propose { number } if self.is_draining => {
+                self.out.shared.waiters.fail(number, CallError::Stopped);
+            }
+            DriverInput::Propose { number } => self.proposals.push(Proposal::Own { number }),
             DriverInput::Read { sender } => self.read(now, sender, effects),
             DriverInput::Change { expect, change, sender } => self.change(now, expect, change, sender, effects),
             DriverInput::Transfer { to, sender } => {
@@ -256,7 +333,10 @@ impl Driver {
                 self.publish(now);
                 let _ = sender.send(Ok(()));
             }
-            DriverInput::Peer { from, input } => self.peer(now, from, input, effects),
+            DriverInput::Peer { from, input, room } => {
+                self.peer(now, from, input, effects);
+                drop(room);
+            }
             DriverInput::PeerGone { peer } => self.step(now, Input::PeerGone { peer }, effects),
             DriverInput::Written { upto } => {
                 self.written = upto;
@@ -274,7 +354,7 @@ impl Driver {
             DriverInput::Applied { index, later_term } => {
                 self.step(now, Input::Applied { index }, effects);
                 if let Some(term) = later_term {
-                    self.leave_limbo(now, term, effects);
+                    self.leave_limbo(term);
                 }
             }
             DriverInput::Persisted { meta } => self.step(now, Input::Persisted { meta }, effects),
@@ -343,10 +423,33 @@ impl Driver {
 
     // Requests.
 
-    fn propose(&mut self, now: Time, number: u64, payload: Bytes, effects: &mut Vec<Effect>) {
-        let token = Token(number);
-        self.waiting.insert(token, Waiting::Proposal { term: self.node.term() });
-        self.step(now, Input::Propose { batch: vec![(token, payload)] }, effects);
+    /// Everything proposed in this round, as one input.
+    fn propose_batch(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.proposals.is_empty() {
+            return;
+        }
+        let (is_leader, now_term) = (self.node.is_leader(), self.node.term());
+        let mut batch = Vec::with_capacity(self.proposals.len());
+        for proposal in std::mem::take(&mut self.proposals) {
+            match proposal {
+                Proposal::Own { number } => {
+                    // The caller may have given up meanwhile.
+                    let Some(payload) = self.out.shared.waiters.expose(number) else { continue };
+                    self.waiting.insert(Token(number), Waiting::Proposal { term: now_term });
+                    batch.push((Token(number), payload));
+                }
+                // Only in the very term the origin meant: it counts on that to know when the outcome is settled.
+                Proposal::Forwarded { origin, number, term, .. } if !is_leader || term != now_term => {
+                    self.out.peers.forward_refused(origin, number, term);
+                }
+                Proposal::Forwarded { origin, number, term, payload } => {
+                    let token = self.token();
+                    self.waiting.insert(token, Waiting::Forwarded { origin, number, term });
+                    batch.push((token, payload));
+                }
+            }
+        }
+        self.step(now, Input::Propose { batch }, effects);
     }
 
     fn read(&mut self, now: Time, sender: oneshot::Sender<Result<Arc<View>, CallError>>, effects: &mut Vec<Effect>) {
@@ -397,13 +500,7 @@ impl Driver {
                 }
             }
             PeerInput::Forward { number, term, payload } => {
-                // Only in the very term the origin meant: it counts on that to know when the outcome is settled.
-                if !self.node.is_leader() || self.node.term() != term {
-                    return self.out.peers.forward_refused(from, number, term);
-                }
-                let token = self.token();
-                self.waiting.insert(token, Waiting::Forwarded { origin: from, number, term });
-                self.step(now, Input::Propose { batch: vec![(token, payload)] }, effects);
+                self.proposals.push(Proposal::Forwarded { origin: from, number, term, payload });
             }
             PeerInput::ForwardRefused { number, term } => {
                 // Certainly not executed there: find another leader. A refusal of an earlier attempt says nothing
@@ -461,7 +558,7 @@ impl Driver {
                 Outcome::Refused(refusal) => Err(refused(refusal)),
                 Outcome::Unknown => Err(CallError::Unknown),
             })),
-            Waiting::Shutdown => self.stopping = Some(now),
+            Waiting::Shutdown => self.drain(now),
         }
     }
 
@@ -481,13 +578,15 @@ impl Driver {
             Outcome::Committed { .. } | Outcome::Transferred | Outcome::TransferAborted => {}
             Outcome::Unknown => drop(self.limbo.insert(number, term)),
             Outcome::Refused(Refusal::NotLeader { leader: Some(leader) }) => self.forward(now, number, leader),
-            Outcome::Refused(Refusal::NotLeader { leader: None } | Refusal::NotReady) => self.hold_proposal(now, number),
+            Outcome::Refused(Refusal::NotLeader { leader: None } | Refusal::NotReady) => {
+                self.hold_proposal(now, number)
+            }
             Outcome::Refused(refusal) => self.out.shared.waiters.fail(number, refused(refusal)),
         }
     }
 
     fn forward(&mut self, now: Time, number: u64, leader: MemberId) {
-        let Some(payload) = self.out.shared.waiters.payload(number) else { return };
+        let Some(payload) = self.out.shared.waiters.expose(number) else { return };
         let term = self.node.term();
         if self.out.peers.forward(leader, number, term, payload) {
             self.limbo.insert(number, term);
@@ -498,17 +597,17 @@ impl Driver {
     }
 
     /// An entry of `term` is applied here: nothing older can commit any more.
-    fn leave_limbo(&mut self, now: Time, term: Term, effects: &mut Vec<Effect>) {
+    fn leave_limbo(&mut self, term: Term) {
         let settled: Vec<u64> = self.limbo.iter().filter(|(_, sent)| **sent < term).map(|(n, _)| *n).collect();
         for number in settled {
             self.limbo.remove(&number);
-            if let Some(payload) = self.out.shared.waiters.payload(number) {
-                self.propose(now, number, payload, effects);
-            }
+            self.out.shared.waiters.withdraw(number);
+            self.proposals.push(Proposal::Own { number });
         }
     }
 
     fn hold_proposal(&mut self, now: Time, number: u64) {
+        self.out.shared.waiters.withdraw(number);
         if self.held.proposals.len() >= HELD_MAX {
             return self.out.shared.waiters.fail(number, CallError::TooManyRequests);
         }
@@ -533,11 +632,7 @@ impl Driver {
             return;
         }
         let held = std::mem::take(&mut self.held);
-        for number in held.proposals {
-            if let Some(payload) = self.out.shared.waiters.payload(number) {
-                self.propose(now, number, payload, effects);
-            }
-        }
+        self.proposals.extend(held.proposals.into_iter().map(|number| Proposal::Own { number }));
         for sender in held.reads {
             if !sender.is_closed() {
                 self.read(now, sender, effects);
@@ -567,7 +662,12 @@ impl Driver {
                     self.last_failover_ms = ms;
                 }
                 self.had_leader = true;
-                tracing::info!(term, noop_index, failover_ms = ms, "leader ready: own term's no-op committed and applied");
+                tracing::info!(
+                    term,
+                    noop_index,
+                    failover_ms = ms,
+                    "leader ready: own term's no-op committed and applied"
+                );
             }
             Event::ConfigActive { at, config } => {
                 tracing::info!(?at, voters = ?config.voters, learners = ?config.learners, "configuration active");
@@ -578,7 +678,9 @@ impl Driver {
                 tracing::info!(?at, voters = ?config.voters, joint = config.is_joint(), "configuration committed");
                 self.out.peers.set_committed(*at, Arc::new(config.clone()));
             }
-            Event::Removed { at } => tracing::warn!(?at, "this member was removed; it serves nothing and waits to be stopped"),
+            Event::Removed { at } => {
+                tracing::warn!(?at, "this member was removed; it serves nothing and waits to be stopped")
+            }
             Event::TransferStarted { to } => tracing::info!(%to, "handing leadership over"),
             Event::SteppedDown { term, why } => tracing::warn!(term, ?why, "stepped down"),
             Event::BecamePreCandidate { term } => tracing::info!(term, "asking for pre-votes"),
@@ -601,17 +703,29 @@ impl Driver {
         }));
     }
 
-    /// Hands leadership to the best follower, then ends. True when there is nothing to hand over.
+    fn drain(&mut self, now: Time) {
+        self.is_draining = true;
+        self.stopping = Some(now.after(DRAIN_US));
+    }
+
+    /// Hands leadership to the best follower, lets requests under way be answered, then ends. True when to end at once.
     fn shutdown(&mut self, now: Time, effects: &mut Vec<Effect>) -> bool {
         let status = self.node.status();
         let is_leader = status.role == quorate_raft::RoleName::Leader;
         let voters = &status.newest_config.config.voters;
-        let best = status.progress.iter().filter(|p| p.is_active && voters.contains(&p.id)).max_by_key(|p| (p.matched, p.id));
-        let (true, Some(best), None) = (is_leader, best, self.stopping) else { return true };
+        let best =
+            status.progress.iter().filter(|p| p.is_active && voters.contains(&p.id)).max_by_key(|p| (p.matched, p.id));
+        if self.stopping.is_some() {
+            return true;
+        }
+        let (true, Some(best)) = (is_leader, best) else {
+            self.drain(now);
+            return false;
+        };
         let to = best.id;
         let token = self.token();
         self.waiting.insert(token, Waiting::Shutdown);
-        self.stopping = Some(now.after(self.out.shared.request_timeout.as_micros().try_into().unwrap_or(u64::MAX) / 4));
+        self.stopping = Some(now.after(self.out.election_us + HAND_OVER_US + DRAIN_US));
         self.step(now, Input::Transfer { token, to }, effects);
         false
     }

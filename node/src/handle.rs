@@ -5,7 +5,7 @@
 //! error means it certainly did not.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ pub(crate) struct Waiters(Mutex<BTreeMap<u64, Waiter>>);
 pub(crate) struct Waiter {
     pub sender: oneshot::Sender<Result<Applied, CallError>>,
     pub payload: Bytes,
+    /// It was handed to a leader, here or elsewhere, and no refusal has come back: it may take effect.
+    pub is_exposed: bool,
 }
 
 impl Waiters {
@@ -106,9 +108,28 @@ impl Waiters {
     pub(crate) fn take(&self, number: u64) -> Option<Waiter> {
         self.lock().remove(&number)
     }
-    /// The command of a request that still waits.
-    pub(crate) fn payload(&self, number: u64) -> Option<Bytes> {
-        self.lock().get(&number).map(|w| w.payload.clone())
+    /// The command of a request that still waits, which from now on may take effect.
+    pub(crate) fn expose(&self, number: u64) -> Option<Bytes> {
+        let mut waiting = self.lock();
+        let waiter = waiting.get_mut(&number)?;
+        waiter.is_exposed = true;
+        Some(waiter.payload.clone())
+    }
+    /// It was refused: it certainly has not taken effect.
+    pub(crate) fn withdraw(&self, number: u64) {
+        if let Some(waiter) = self.lock().get_mut(&number) {
+            waiter.is_exposed = false;
+        }
+    }
+    /// The driver is gone: everybody is told what is certain.
+    pub(crate) fn end(&self) {
+        for waiter in std::mem::take(&mut *self.lock()).into_values() {
+            let error = if waiter.is_exposed { CallError::Unknown } else { CallError::Stopped };
+            let _ = waiter.sender.send(Err(error));
+        }
+    }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
     pub(crate) fn is_waiting(&self, number: u64) -> bool {
         self.lock().contains_key(&number)
@@ -147,6 +168,27 @@ pub(crate) struct Shared {
     pub flushes: Flushes,
     /// Held by the driver while it runs.
     pub ending: Arc<()>,
+    /// Reads that wait for a view.
+    pub reads: AtomicUsize,
+}
+
+/// One read that waits.
+struct Reading<'a>(&'a AtomicUsize);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn reading(&self) -> Result<Reading<'_>, CallError> {
+        let reading = Reading(&self.reads);
+        if self.reads.fetch_add(1, Ordering::Relaxed) >= REQUESTS_WAITING_MAX {
+            return Err(CallError::TooManyRequests);
+        }
+        Ok(reading)
+    }
 }
 
 /// Upper bounds of the flush histogram, in microseconds.
@@ -200,14 +242,22 @@ impl Handle {
         command.encode(&mut payload);
         let payload = payload.freeze();
         let (sender, receiver) = oneshot::channel();
-        self.shared.waiters.insert(number, Waiter { sender, payload: payload.clone() })?;
+        self.shared.waiters.insert(number, Waiter { sender, payload, is_exposed: false })?;
         let _forget = Forget { waiters: &self.shared.waiters, number };
-        self.inbox.send(DriverInput::Propose { number, payload })?;
-        self.answer(receiver).await
+        self.inbox.send(DriverInput::Propose { number })?;
+        match tokio::time::timeout(self.shared.request_timeout, receiver).await {
+            Ok(answer) => answer.unwrap_or(Err(CallError::Unknown)),
+            Err(_) => match self.shared.waiters.take(number) {
+                // Nobody took it, and without a waiter nobody will.
+                Some(waiter) if !waiter.is_exposed => Err(CallError::NoLeader),
+                Some(_) | None => Err(CallError::Timeout),
+            },
+        }
     }
 
     /// A view that contains everything acknowledged before this call, anywhere in the cluster.
     pub async fn linearizable_view(&self) -> Result<Arc<View>, CallError> {
+        let _reading = self.shared.reading()?;
         let (sender, receiver) = oneshot::channel();
         self.inbox.send(DriverInput::Read { sender })?;
         self.answer(receiver).await
@@ -248,6 +298,7 @@ impl Handle {
         self.shared.events.subscribe()
     }
 
+    /// For calls whose outcome a caller looks up again.
     async fn answer<T>(&self, receiver: oneshot::Receiver<Result<T, CallError>>) -> Result<T, CallError> {
         match tokio::time::timeout(self.shared.request_timeout, receiver).await {
             Ok(Ok(answer)) => answer,

@@ -16,7 +16,7 @@ mod transport;
 pub mod watch;
 
 use std::io::Read;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -35,10 +35,12 @@ pub use bootstrap::hash;
 use crate::driver::{Activation, Driver, DriverInput, Inbox, Outlets};
 use crate::handle::{EVENT_BATCHES_BUFFERED, Flushes, Handle, Identity, NodeStatus, Shared, Waiters};
 use crate::snapshot::Snapshots;
-use crate::transport::{Hello, Local, Peers, Purpose};
+use crate::transport::{Hello, Identities, Local, Peers, Purpose};
 
 /// How often this member looks whether the configuration tells its own name and client URLs right.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
+/// Answers given before the end leave within this.
+const LAST_ANSWERS: Duration = Duration::from_millis(50);
 
 impl Shared {
     /// The process is about to end: nobody waits for anything.
@@ -50,8 +52,20 @@ impl Shared {
 /// Runs a member until it is told to stop, or until it may not speak any more (an error).
 pub fn run(args: Args) -> Result<()> {
     args.validate()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(member(args))
+    let services = runtime("services", 2)?;
+    // Peers have a thread of their own: heartbeats never queue behind clients.
+    let peers = runtime("peers", 1)?;
+    let result = services.block_on(member(args, peers.handle().clone()));
+    // Whatever still runs has nobody left to work for.
+    peers.shutdown_background();
+    services.shutdown_background();
+    result
+}
+
+fn runtime(name: &str, threads: usize) -> Result<tokio::runtime::Runtime> {
+    let built =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build();
+    built.context("cannot start the threads that serve")
 }
 
 fn random() -> Result<u64> {
@@ -79,7 +93,7 @@ fn cfg(args: &Args, id: MemberId) -> Cfg {
     cfg
 }
 
-async fn member(args: Args) -> Result<()> {
+async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()> {
     let listeners = Listeners::bind(&args).await?;
     let mut interrupts = Interrupts::new()?;
     let boot_nonce = random()?;
@@ -140,6 +154,7 @@ async fn member(args: Args) -> Result<()> {
         request_timeout: Duration::from_millis(5_000 + 2 * args.election_timeout),
         flushes: Flushes::default(),
         ending: ending.clone(),
+        reads: AtomicUsize::new(0),
     });
     let hello = Hello {
         purpose: Purpose::Control,
@@ -148,6 +163,7 @@ async fn member(args: Args) -> Result<()> {
         member: id,
         generation: opened.generation,
         boot_nonce,
+        to: MemberId(0),
         token_hash: bootstrap::token_hash(&args),
         peer_urls: args.initial_advertise_peer_urls.clone(),
     };
@@ -158,16 +174,24 @@ async fn member(args: Args) -> Result<()> {
         snapshots: snapshots.clone(),
         addresses: Mutex::default(),
         members: Mutex::new((newest.at, newest.config.clone())),
-        generations: Mutex::default(),
+        identities: Identities::open(args.data_dir.join("peers"))?,
     });
-    let mut peers = Peers::new(local.clone(), tokio::runtime::Handle::current());
+    let mut peers = Peers::new(local.clone(), peers_runtime.clone());
     peers.set_members(&opened.known);
     let handle = Handle { shared: shared.clone(), inbox: inbox.clone() };
-    tokio::spawn(transport::serve(listeners.peer, local));
-    let threads = Threads { args: &args, inbox: inbox.clone(), shared, snapshots, ending };
+    // First of all inputs: the core must know where the engine stands before it hears from anybody.
     if engine.is_some() {
         inbox.send(DriverInput::Persisted { meta: at_start.clone() })?;
     }
+    // The socket belongs to the runtime it is polled by.
+    let peer_socket = listeners.peer.into_std()?;
+    peers_runtime.spawn(async move {
+        match TcpListener::from_std(peer_socket) {
+            Ok(socket) => transport::serve(socket, local).await,
+            Err(error) => local.inbox.tell(DriverInput::WriteFailed { error: format!("the peer socket: {error}") }),
+        }
+    });
+    let threads = Threads { args: &args, inbox: inbox.clone(), shared, snapshots, ending };
     let driver = threads.start(node, inputs, peers, activation, opened.log, machine, &at_start)?;
     tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone()));
     tracing::info!(member = %id, cluster_id = format!("{:x}", opened.identity.cluster_id), generation = opened.generation, "started");
@@ -175,7 +199,12 @@ async fn member(args: Args) -> Result<()> {
     let served = api::serve(handle, options, listeners.api);
     let driver = tokio::task::spawn_blocking(move || driver.join());
     tokio::select! {
-        ended = driver => return ended?.map_err(|_| anyhow::anyhow!("the driver panicked: a broken invariant"))?,
+        ended = driver => {
+            let result = ended?.map_err(|_| anyhow::anyhow!("the driver panicked: a broken invariant"))?;
+            // What was answered last is still on its way out.
+            tokio::time::sleep(LAST_ANSWERS).await;
+            return result;
+        }
         served = served => served.context("serving ended")?,
         () = async {
             interrupts.next().await;
@@ -230,7 +259,14 @@ impl Threads<'_> {
         let applier =
             apply::Applier::new(machine, at_start, self.inbox.clone(), self.shared.clone(), checkpoint_sender, every);
         spawn("apply", move || applier.run(&apply_inputs))?;
-        let out = Outlets { log: log_sender, apply: apply_sender, peers, shared: self.shared, activation };
+        let out = Outlets {
+            log: log_sender,
+            apply: apply_sender,
+            peers,
+            shared: self.shared,
+            activation,
+            election_us: self.args.election_timeout * 1_000,
+        };
         let ending = self.ending;
         spawn("driver", move || {
             let result = Driver::new(node, inputs, out).run();
@@ -251,7 +287,10 @@ fn spawn<T: Send + 'static>(
         std::mem::forget(bomb);
         value
     };
-    std::thread::Builder::new().name(name.to_owned()).spawn(guarded).with_context(|| format!("cannot start thread {name}"))
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(guarded)
+        .with_context(|| format!("cannot start thread {name}"))
 }
 
 struct Bomb;

@@ -15,7 +15,10 @@ fn main() -> ExitCode {
     let filter = match EnvFilter::try_new(&args.log_level) {
         Ok(filter) => filter,
         Err(error) => {
-            eprintln!("quorate-node: --log-level {:?}: {error}; give trace, debug, info, warn or error", args.log_level);
+            eprintln!(
+                "quorate-node: --log-level {:?}: {error}; give trace, debug, info, warn or error",
+                args.log_level
+            );
             return ExitCode::FAILURE;
         }
     };

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,6 +36,8 @@ pub(crate) struct Checkpoint {
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     dir: PathBuf,
+    /// Tells files on their way in apart.
+    received: AtomicU64,
     newest: Mutex<Option<(SnapMeta, PathBuf)>>,
 }
 
@@ -56,7 +59,7 @@ impl Snapshots {
             }
         }
         let newest = loaded.as_ref().map(|((meta, _), path)| (meta.clone(), path.clone()));
-        let snapshots = Arc::new(Snapshots { dir, newest: Mutex::new(newest) });
+        let snapshots = Arc::new(Snapshots { dir, received: AtomicU64::new(0), newest: Mutex::new(newest) });
         Ok((snapshots, loaded.map(|(state, _)| state)))
     }
 
@@ -72,7 +75,13 @@ impl Snapshots {
     fn adopt(&self, temporary: &Path, meta: &SnapMeta) -> Result<()> {
         let path = self.path(meta.index);
         files::rename_durably(temporary, &path).with_context(|| format!("cannot name {}", path.display()))?;
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta.clone(), path));
+        {
+            let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+            // A checkpoint may end after a snapshot beyond it was installed.
+            if newest.as_ref().is_none_or(|(known, _)| known.index < meta.index) {
+                *newest = Some((meta.clone(), path));
+            }
+        }
         let found = list(&self.dir)?;
         for (_, old) in found.iter().rev().skip(KEPT) {
             std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
@@ -170,14 +179,27 @@ fn load(path: &Path) -> Result<(SnapMeta, Machine)> {
 pub(crate) struct Incoming {
     snapshots: Arc<Snapshots>,
     meta: SnapMeta,
-    temporary: PathBuf,
+    temporary: Temporary,
     file: File,
+}
+
+/// A file that is removed unless somebody gives it another name.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Renamed, or left for the next start to remove.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Incoming {
     pub(crate) fn begin(snapshots: &Arc<Snapshots>, meta: SnapMeta) -> Result<Incoming> {
-        let temporary = snapshots.dir.join(format!("incoming-{}.tmp", meta.index));
-        let file = File::create(&temporary).with_context(|| format!("cannot create {}", temporary.display()))?;
+        let number = snapshots.received.fetch_add(1, Ordering::Relaxed);
+        let path = snapshots.dir.join(format!("incoming-{number}.tmp"));
+        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let temporary = Temporary(path);
         Ok(Incoming { snapshots: snapshots.clone(), meta, temporary, file })
     }
 
@@ -188,7 +210,7 @@ impl Incoming {
     /// Flushes and reads everything back: a snapshot that cannot be loaded is refused here, while the old state serves.
     pub(crate) fn finish(self) -> Result<Staged> {
         self.file.sync_all()?;
-        let (meta, machine) = load(&self.temporary).context("the snapshot received is damaged")?;
+        let (meta, machine) = load(&self.temporary.0).context("the snapshot received is damaged")?;
         if meta != self.meta {
             bail!("the snapshot received is not the one announced");
         }
@@ -200,14 +222,14 @@ impl Incoming {
 pub struct Staged {
     pub meta: SnapMeta,
     machine: Machine,
-    temporary: PathBuf,
+    temporary: Temporary,
     snapshots: Arc<Snapshots>,
 }
 
 impl Staged {
     /// Swaps the machine; durable on return.
     pub(crate) fn adopt(self, machine: &mut Machine) -> Result<()> {
-        self.snapshots.adopt(&self.temporary, &self.meta)?;
+        self.snapshots.adopt(&self.temporary.0, &self.meta)?;
         *machine = self.machine;
         Ok(())
     }

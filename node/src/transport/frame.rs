@@ -38,6 +38,8 @@ pub struct Hello {
     pub member: MemberId,
     pub generation: u64,
     pub boot_nonce: u64,
+    /// Whom the sender means to reach; 0 when it does not know.
+    pub to: MemberId,
     /// A hash of `--initial-cluster-token`.
     pub token_hash: u64,
     pub peer_urls: Vec<String>,
@@ -47,18 +49,44 @@ pub struct Hello {
 pub enum Frame {
     Hello(Hello),
     /// `None`: welcome. Otherwise why not.
-    Welcome { refusal: Option<String> },
+    Welcome {
+        refusal: Option<String>,
+    },
     Msgs(Vec<Msg>),
-    Forward { number: u64, term: Term, payload: Bytes },
-    ForwardRefused { number: u64, term: Term },
-    Change { number: u64, expect: Option<ConfigAt>, change: Change },
-    ChangeAnswer { number: u64, answer: ChangeAnswer },
-    SnapshotBegin { term: Term, meta: SnapMeta },
+    Forward {
+        number: u64,
+        term: Term,
+        payload: Bytes,
+    },
+    ForwardRefused {
+        number: u64,
+        term: Term,
+    },
+    Change {
+        number: u64,
+        expect: Option<ConfigAt>,
+        change: Change,
+    },
+    ChangeAnswer {
+        number: u64,
+        answer: ChangeAnswer,
+    },
+    SnapshotBegin {
+        term: Term,
+        meta: SnapMeta,
+    },
     SnapshotChunk(Bytes),
     SnapshotEnd,
     /// The receiver has verified and staged the snapshot.
     SnapshotTaken,
-    Members { cluster_id: u64, incarnation: u64, at: ConfigAt, config: Config },
+    /// `started`: members that have run with a data directory before.
+    Members {
+        cluster_id: u64,
+        incarnation: u64,
+        at: ConfigAt,
+        config: Config,
+        started: Vec<MemberId>,
+    },
 }
 
 /// Why bytes of a peer were not a frame. The connection is closed.
@@ -116,7 +144,15 @@ impl Frame {
                     Purpose::Snapshot => 2,
                     Purpose::Members => 3,
                 });
-                let words = [hello.cluster_id, hello.incarnation, hello.member.0, hello.generation, hello.boot_nonce, hello.token_hash];
+                let words = [
+                    hello.cluster_id,
+                    hello.incarnation,
+                    hello.member.0,
+                    hello.generation,
+                    hello.boot_nonce,
+                    hello.to.0,
+                    hello.token_hash,
+                ];
                 words.iter().for_each(|word| out.put_u64_le(*word));
                 put_texts(&hello.peer_urls, out);
             }
@@ -161,12 +197,13 @@ impl Frame {
             }
             Frame::SnapshotEnd => out.put_u8(10),
             Frame::SnapshotTaken => out.put_u8(11),
-            Frame::Members { cluster_id, incarnation, at, config } => {
+            Frame::Members { cluster_id, incarnation, at, config, started } => {
                 out.put_u8(12);
                 out.put_u64_le(*cluster_id);
                 out.put_u64_le(*incarnation);
                 codec::encode_config_at(at, out);
                 codec::encode_config(config, out);
+                put_ids(started, out);
             }
         }
     }
@@ -202,6 +239,7 @@ impl Frame {
                 incarnation: u64_of(&mut body)?,
                 at: codec::decode_config_at(&mut body)?,
                 config: codec::decode_config(&mut body)?,
+                started: ids(&mut body)?,
             },
             kind => return Err(FrameError::Kind(kind)),
         };
@@ -212,7 +250,9 @@ impl Frame {
 fn msg_bytes(msg: &Msg) -> usize {
     const SMALL: usize = 64;
     match msg {
-        Msg::Append { entries, .. } => SMALL + entries.iter().map(quorate_raft::types::Entry::size_bytes).sum::<usize>(),
+        Msg::Append { entries, .. } => {
+            SMALL + entries.iter().map(quorate_raft::types::Entry::size_bytes).sum::<usize>()
+        }
         _ => SMALL,
     }
 }
@@ -277,9 +317,23 @@ fn hello(body: &mut Bytes) -> Result<Hello, FrameError> {
         member: MemberId(u64_of(body)?),
         generation: u64_of(body)?,
         boot_nonce: u64_of(body)?,
+        to: MemberId(u64_of(body)?),
         token_hash: u64_of(body)?,
         peer_urls: texts(body)?,
     })
+}
+
+fn put_ids(ids: &[MemberId], out: &mut BytesMut) {
+    out.put_u32_le(u32::try_from(ids.len()).expect("few members"));
+    ids.iter().for_each(|id| out.put_u64_le(id.0));
+}
+
+fn ids(body: &mut Bytes) -> Result<Vec<MemberId>, FrameError> {
+    let count = body.try_get_u32_le().map_err(|_| FrameError::Short)?;
+    if body.len() / 8 < usize::try_from(count).unwrap_or(usize::MAX) {
+        return Err(FrameError::Short);
+    }
+    (0..count).map(|_| Ok(MemberId(u64_of(body)?))).collect()
 }
 
 fn put_at(at: Option<&ConfigAt>, out: &mut BytesMut) {
@@ -433,6 +487,7 @@ mod tests {
                 member: MemberId(3),
                 generation: 4,
                 boot_nonce: 5,
+                to: MemberId(7),
                 token_hash: 6,
                 peer_urls: vec!["http://x:1".into()],
             }),
@@ -442,14 +497,21 @@ mod tests {
             Frame::Forward { number: 7, term: 8, payload: Bytes::from_static(b"xyz") },
             Frame::ForwardRefused { number: 9, term: 3 },
             Frame::Change { number: 1, expect: Some(at), change: Change::AddLearner { id: MemberId(9), info } },
-            Frame::Change { number: 1, expect: None, change: Change::Swap { new: MemberId(1), old: MemberId(2), lag_max: 3 } },
+            Frame::Change {
+                number: 1,
+                expect: None,
+                change: Change::Swap { new: MemberId(1), old: MemberId(2), lag_max: 3 },
+            },
             Frame::ChangeAnswer { number: 2, answer: ChangeAnswer::Done(at) },
-            Frame::ChangeAnswer { number: 2, answer: ChangeAnswer::Refused(Refusal::ConfigMismatch { expected: at, current: at }) },
+            Frame::ChangeAnswer {
+                number: 2,
+                answer: ChangeAnswer::Refused(Refusal::ConfigMismatch { expected: at, current: at }),
+            },
             Frame::SnapshotBegin { term: 3, meta: SnapMeta::default() },
             Frame::SnapshotChunk(Bytes::from_static(b"chunk")),
             Frame::SnapshotEnd,
             Frame::SnapshotTaken,
-            Frame::Members { cluster_id: 1, incarnation: 1, at, config: Config::default() },
+            Frame::Members { cluster_id: 1, incarnation: 1, at, config: Config::default(), started: vec![MemberId(3)] },
         ]
     }
 

@@ -17,6 +17,8 @@ use super::{Local, NO_SNAPSHOT, Queue};
 use crate::driver::DriverInput;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes that nobody has acknowledged for this long break the connection.
+const VANISHED: Duration = Duration::from_secs(4);
 /// Pause between attempts: from the first to the last, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// A refusal does not go away quickly; asking all the time would fill both logs.
@@ -77,6 +79,14 @@ async fn connect(urls: &[String], hello: &Hello) -> Result<TcpStream> {
     Err(last)
 }
 
+/// Small messages leave at once, and a host that vanished without a word is noticed: its address may have moved.
+pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(VANISHED / 2).with_interval(VANISHED / 4))?;
+    socket.set_tcp_user_timeout(Some(VANISHED))
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("refused: {0}")]
 struct RefusedByPeer(String);
@@ -84,7 +94,7 @@ struct RefusedByPeer(String);
 async fn dial(url: &str, hello: &Hello) -> Result<TcpStream> {
     // Names are resolved anew each time: a pod that comes back has another address.
     let mut stream = TcpStream::connect(authority(url)?).await?;
-    stream.set_nodelay(true)?;
+    tune(&stream)?;
     write_frame(&mut stream, &Frame::Hello(hello.clone())).await?;
     match read_frame(&mut stream).await? {
         Frame::Welcome { refusal: None } => Ok(stream),
@@ -101,10 +111,10 @@ pub(super) async fn keep(
     queue: Queue,
     mut frames: mpsc::UnboundedReceiver<Frame>,
 ) {
-    let hello = Hello { purpose, ..local.hello.clone() };
+    let hello = Hello { purpose, to, ..local.hello.clone() };
     let mut pause = BACKOFF.0;
     let mut told = String::new();
-    loop {
+    while !frames.is_closed() {
         match connect(&local.urls_of(to), &hello).await {
             Ok(stream) => {
                 tracing::debug!(%to, ?purpose, "connected");
@@ -175,7 +185,7 @@ pub(super) async fn send_snapshot(local: &Arc<Local>, to: MemberId, term: Term) 
     };
     let index = meta.index;
     let result = async {
-        let hello = Hello { purpose: Purpose::Snapshot, ..local.hello.clone() };
+        let hello = Hello { purpose: Purpose::Snapshot, to, ..local.hello.clone() };
         let mut stream = connect(&local.urls_of(to), &hello).await?;
         write_frame(&mut stream, &Frame::SnapshotBegin { term, meta }).await?;
         stream_file(&mut stream, &path).await?;
@@ -197,7 +207,9 @@ async fn stream_file(stream: &mut TcpStream, path: &Path) -> Result<()> {
             return Ok(());
         }
         let chunk = Frame::SnapshotChunk(Bytes::copy_from_slice(&buffer[..read]));
-        tokio::time::timeout(SNAPSHOT_TIMEOUT, write_frame(stream, &chunk)).await.context("the peer takes no bytes")??;
+        tokio::time::timeout(SNAPSHOT_TIMEOUT, write_frame(stream, &chunk))
+            .await
+            .context("the peer takes no bytes")??;
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use quorate_raft::types::MemberId;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::frame::{Frame, Hello, Purpose};
-use super::link::{read_frame, write_frame};
+use super::link::{read_frame, tune, write_frame};
 use super::{Local, PeerInput};
 use crate::driver::DriverInput;
 use crate::snapshot::Incoming;
@@ -18,10 +19,14 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections open at one time; members need a handful each.
 const CONNECTIONS_MAX: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What one connection may have waiting for the driver; beyond, it is read no further.
+const WAITING_KIB_MAX: u32 = 64 << 10;
+/// A question about the members is answered within this, or not at all.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Accepts for as long as the process lives.
 pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>) {
-    let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
@@ -43,10 +48,15 @@ pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>) {
 }
 
 async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
-    stream.set_nodelay(true)?;
+    tune(&stream)?;
     let first = tokio::time::timeout(HELLO_TIMEOUT, read_frame(&mut stream)).await.context("no hello")??;
     let Frame::Hello(hello) = first else { bail!("the first frame is not a hello") };
-    if let Err(why) = check(local, &hello) {
+    let checked = {
+        let (local, hello) = (local.clone(), hello.clone());
+        // Noting an identity flushes a file.
+        tokio::task::spawn_blocking(move || check(&local, &hello)).await?
+    };
+    if let Err(why) = checked {
         tracing::warn!(member = %hello.member, "refused a peer: {why}");
         write_frame(&mut stream, &Frame::Welcome { refusal: Some(why.clone()) }).await?;
         bail!(why);
@@ -68,11 +78,14 @@ async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
 /// Identity: same cluster, same incarnation, not an old or second copy of a data directory.
 fn check(local: &Local, hello: &Hello) -> Result<(), String> {
     let own = &local.hello;
-    if hello.token_hash != own.token_hash {
-        return Err("another --initial-cluster-token: this is another cluster".to_owned());
-    }
     if hello.purpose == Purpose::Members {
-        return Ok(());
+        // Who has no identity yet shows the token; later the cluster id stands for it.
+        let is_same = hello.token_hash == own.token_hash;
+        return if is_same {
+            Ok(())
+        } else {
+            Err("another --initial-cluster-token: this is another cluster".to_owned())
+        };
     }
     if hello.cluster_id != own.cluster_id {
         return Err(format!("cluster {:x} is not {:x}", hello.cluster_id, own.cluster_id));
@@ -83,33 +96,32 @@ fn check(local: &Local, hello: &Hello) -> Result<(), String> {
     if hello.member == own.member {
         return Err(format!("member id {} is this very member: two processes run with one identity", hello.member));
     }
-    let mut seen = local.generations.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = (hello.generation, hello.boot_nonce);
-    match seen.get(&hello.member).copied() {
-        Some((generation, _)) if generation > hello.generation => Err(format!(
-            "data directory of generation {} is older than {generation} seen before: an old copy",
-            hello.generation
-        )),
-        Some((generation, nonce)) if generation == hello.generation && nonce != hello.boot_nonce => {
-            Err(format!("two processes run from copies of one data directory at generation {generation}"))
-        }
-        Some(_) | None => {
-            seen.insert(hello.member, now);
-            Ok(())
-        }
+    if hello.to.0 != 0 && hello.to != own.member {
+        return Err(format!("this is member {}, not {}: its address is another one now", own.member, hello.to));
     }
+    local.identities.admit(hello)
 }
 
+/// Answers only what a majority confirms: an old configuration could give a joiner an id that is gone.
 async fn members(stream: &mut TcpStream, local: &Local) -> Result<()> {
+    let (sender, view) = oneshot::channel();
+    local.inbox.send(DriverInput::Read { sender })?;
+    tokio::time::timeout(MEMBERS_TIMEOUT, view).await.context("no leader confirms the configuration")???;
     let (at, config) = local.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (cluster_id, incarnation) = (local.hello.cluster_id, local.hello.incarnation);
-    write_frame(stream, &Frame::Members { cluster_id, incarnation, at, config: (*config).clone() }).await
+    let started = local.identities.started();
+    let answer = Frame::Members { cluster_id, incarnation, at, config: (*config).clone(), started };
+    write_frame(stream, &answer).await
 }
 
 async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Result<()> {
     let mut stream = tokio::io::BufReader::with_capacity(64 << 10, stream);
+    let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
     loop {
-        let input = match read_frame(&mut stream).await? {
+        let frame = read_frame(&mut stream).await?;
+        let kib = u32::try_from(frame.size_bytes() / 1024 + 1).unwrap_or(u32::MAX).min(WAITING_KIB_MAX);
+        let room = room.clone().acquire_many_owned(kib).await?;
+        let input = match frame {
             Frame::Msgs(msgs) => PeerInput::Msgs(msgs),
             Frame::Forward { number, term, payload } => PeerInput::Forward { number, term, payload },
             Frame::ForwardRefused { number, term } => PeerInput::ForwardRefused { number, term },
@@ -117,7 +129,7 @@ async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Resu
             Frame::ChangeAnswer { number, answer } => PeerInput::ChangeAnswer { number, answer },
             other => bail!("unexpected frame {other:?}"),
         };
-        local.inbox.send(DriverInput::Peer { from, input })?;
+        local.inbox.send(DriverInput::Peer { from, input, room })?;
     }
 }
 

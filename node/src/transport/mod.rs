@@ -7,6 +7,7 @@
 //! Must not decide anything about consensus, and must not block the driver.
 
 pub mod frame;
+mod identities;
 mod link;
 mod listener;
 
@@ -16,11 +17,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use quorate_raft::io::{Change, Refusal};
-use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Term};
+use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Term, Time};
 use quorate_raft::wire::Msg;
 use tokio::sync::mpsc;
 
 pub use frame::{Frame, Hello, Purpose};
+pub(crate) use identities::Identities;
 pub(crate) use link::{ask_members, authority};
 pub(crate) use listener::serve;
 
@@ -29,6 +31,9 @@ use crate::snapshot::Snapshots;
 
 /// Bytes queued for one connection; beyond, messages are dropped as a network would.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
+/// Connections to somebody who is in no configuration are kept this long after the last message: long enough to tell a
+/// member that it was removed.
+const STRANGER_KEPT_US: u64 = 60_000_000;
 
 /// What arrives from a peer for the driver.
 #[derive(Debug)]
@@ -58,8 +63,7 @@ pub(crate) struct Local {
     pub addresses: Mutex<BTreeMap<MemberId, Vec<String>>>,
     /// The newest committed configuration, for those who ask to join.
     pub members: Mutex<(ConfigAt, Arc<Config>)>,
-    /// Highest generation and its boot nonce, by member: a lower one is an old copy of a data directory.
-    pub generations: Mutex<BTreeMap<MemberId, (u64, u64)>>,
+    pub identities: Identities,
 }
 
 impl Local {
@@ -103,6 +107,7 @@ struct Peer {
     bulk: Queue,
     control_msgs: Vec<Msg>,
     bulk_msgs: Vec<Msg>,
+    used: Time,
 }
 
 /// Every other member, as the driver sees them.
@@ -137,6 +142,7 @@ impl Peers {
             bulk: dial(local, runtime, id, Purpose::Bulk),
             control_msgs: Vec::new(),
             bulk_msgs: Vec::new(),
+            used: crate::clock::now(),
         })
     }
 
@@ -152,6 +158,10 @@ impl Peers {
     /// One frame for each connection that has something to say.
     pub(crate) fn flush(&mut self) {
         for peer in self.peers.values_mut() {
+            if peer.bulk_msgs.is_empty() && peer.control_msgs.is_empty() {
+                continue;
+            }
+            peer.used = crate::clock::now();
             if !peer.bulk_msgs.is_empty() {
                 peer.bulk.push(Frame::Msgs(std::mem::take(&mut peer.bulk_msgs)));
             }
@@ -159,6 +169,11 @@ impl Peers {
                 peer.control.push(Frame::Msgs(std::mem::take(&mut peer.control_msgs)));
             }
         }
+    }
+
+    /// Ends connections to those who left. Dropping the queues ends their tasks.
+    pub(crate) fn forget_strangers(&mut self, now: Time, config: &Config) {
+        self.peers.retain(|id, peer| config.contains(*id) || now.since(peer.used) < STRANGER_KEPT_US);
     }
 
     /// False when it certainly did not leave this process.
