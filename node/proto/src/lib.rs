@@ -10,6 +10,7 @@ macro_rules! package {
             missing_debug_implementations,
             clippy::all,
             clippy::pedantic,
+            clippy::allow_attributes_without_reason,
             reason = "generated code follows its own style"
         )]
         pub mod $module {
