@@ -51,7 +51,6 @@ pub const DEFAULT_SIZE: &str = "1Gi";
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name: lower-case letters, digits and '-', starting with a letter, since it names Services; choose another name")
 )]
-#[cfg_attr(feature = "cel", kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct ConsistentClusterSpec {
     /// Voters wanted.

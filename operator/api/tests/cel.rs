@@ -1,0 +1,84 @@
+//! The CRD's rules refuse what they should, with a message that names the field and the remedy, and nothing else.
+
+use kube::core::cel::{validate_cel, validate_cel_update};
+use quorate_api::{ConsistentCluster, ConsistentClusterSpec, Timing, TimingProfile};
+
+fn cluster(name: &str, change: impl FnOnce(&mut ConsistentClusterSpec)) -> ConsistentCluster {
+    let mut spec = ConsistentClusterSpec::default();
+    change(&mut spec);
+    ConsistentCluster::new(name, spec)
+}
+
+fn custom(heartbeat: Option<&str>, election: Option<&str>) -> impl FnOnce(&mut ConsistentClusterSpec) {
+    let timing = Timing {
+        profile: TimingProfile::Custom,
+        heartbeat: heartbeat.map(str::to_owned),
+        election: election.map(str::to_owned),
+    };
+    |spec| spec.timing = timing
+}
+
+fn refused(cluster: &ConsistentCluster, words: &[&str]) {
+    let text = validate_cel(cluster).expect_err("it is refused").to_string();
+    for word in words {
+        assert!(text.contains(word), "{text:?} does not say {word:?}");
+    }
+}
+
+fn update_refused(old: &ConsistentCluster, new: &ConsistentCluster, words: &[&str]) {
+    let text = validate_cel_update(new, old).expect_err("it is refused").to_string();
+    for word in words {
+        assert!(text.contains(word), "{text:?} does not say {word:?}");
+    }
+}
+
+fn accepted(cluster: &ConsistentCluster) {
+    validate_cel(cluster).expect("it is accepted");
+}
+
+#[test]
+fn defaults_are_accepted_and_names_are_bounded() {
+    accepted(&cluster("orders", |_| {}));
+    accepted(&cluster(&"o".repeat(40), |_| {}));
+    refused(&cluster(&"o".repeat(41), |_| {}), &["metadata.name", "40", "shorter"]);
+    for bad in ["or.ders", "4orders", "-orders", "orders-", "Orders"] {
+        refused(&cluster(bad, |_| {}), &["metadata.name", "choose another"]);
+    }
+}
+
+#[test]
+fn timing_is_whole_and_leaves_three_heartbeats() {
+    accepted(&cluster("orders", custom(Some("50ms"), Some("150ms"))));
+    accepted(&cluster("orders", custom(Some("500ms"), Some("2s"))));
+    refused(&cluster("orders", custom(Some("50ms"), Some("149ms"))), &["election", "3 heartbeats", "raise"]);
+    refused(&cluster("orders", custom(Some("1s"), Some("150ms"))), &["election", "3 heartbeats"]);
+    refused(&cluster("orders", custom(Some("50ms"), None)), &["heartbeat and election", "both"]);
+    refused(&cluster("orders", custom(None, None)), &["heartbeat and election", "Custom"]);
+    let named_with_values = cluster("orders", |spec| spec.timing.heartbeat = Some("50ms".to_owned()));
+    refused(&named_with_values, &["heartbeat and election", "Custom"]);
+}
+
+#[test]
+fn volumes_grow_and_never_shrink_or_move() {
+    let sized = |size: &str| cluster("orders", |spec| spec.storage.size = size.to_owned());
+    validate_cel_update(&sized("2Gi"), &sized("1Gi")).expect("growing is accepted");
+    validate_cel_update(&sized("1024Mi"), &sized("1Gi")).expect("the same size in other words is accepted");
+    update_refused(&sized("2Gi"), &sized("1Gi"), &["spec.storage.size", "shrink", "set it back"]);
+    let classed =
+        |class: Option<&str>| cluster("orders", |spec| spec.storage.storage_class_name = class.map(str::to_owned));
+    validate_cel_update(&classed(Some("fast")), &classed(Some("fast"))).expect("unchanged is accepted");
+    for (old, new) in [(Some("fast"), Some("slow")), (None, Some("fast")), (Some("fast"), None)] {
+        update_refused(&classed(old), &classed(new), &["storageClassName", "cannot change"]);
+    }
+}
+
+#[test]
+fn pausing_and_scaling_are_always_editable() {
+    let old = cluster("orders", |_| {});
+    let new = cluster("orders", |spec| {
+        spec.paused = true;
+        spec.replicas = 5;
+        spec.image = "quorate:2".to_owned();
+    });
+    validate_cel_update(&new, &old).expect("accepted");
+}
