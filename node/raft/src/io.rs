@@ -11,7 +11,10 @@
 //!   position if it is beyond the snapshot mark; `Effect::Commit` then starts behind it;
 //! - messages that have arrived are fed before a `Tick` of the same instant;
 //! - a snapshot: `SnapshotReady` → `Effect::Install` → (engine swaps durably) → `Installed` → `Write(SnapshotMark)`. A
-//!   crash before the mark finds an engine beyond the log, which the shell takes as the mark before it restarts the core.
+//!   crash before the mark finds an engine at a position (index, term) that the log does not hold; the shell then restarts
+//!   the core with that position as the mark and without entries. A `Persisted`
+//!   of that state that overtakes `Installed` is ignored;
+//! - every `Effect::SendSnapshot` is answered with one `Input::SnapshotSent`, whatever became of it.
 
 use bytes::Bytes;
 

@@ -341,6 +341,10 @@ impl Node {
     /// The engine holds a prefix. Only committed entries reach an engine, so right after a start this also says what
     /// is committed.
     fn on_persisted(&mut self, meta: &SnapMeta, out: &mut Vec<Effect>) {
+        if self.installing.as_ref().is_some_and(|installing| installing.index <= meta.index) {
+            // The report overtook `Installed`, which says the same.
+            return;
+        }
         if meta.index > self.commit {
             assert!(
                 self.log.holds(meta.index, meta.term),

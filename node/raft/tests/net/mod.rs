@@ -392,6 +392,8 @@ impl Net {
         member.engine = staged;
         member.persisted = member.engine.clone();
         member.to_apply.clear();
+        // The report of the engine may overtake the one of the swap.
+        self.step(id, Input::Persisted { meta: meta.clone() });
         self.step(id, Input::Installed { index: meta.index });
     }
 
