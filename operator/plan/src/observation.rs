@@ -179,7 +179,7 @@ pub struct Pod {
     pub phase: PodPhase,
     pub readiness: Readiness,
     pub termination: Termination,
-    /// Why it does not run ("ImagePullBackOff", "Unschedulable", "CrashLoopBackOff").
+    /// Why it does not run, as the container or the scheduler says ("ImagePullBackOff", "Unschedulable", "CrashLoopBackOff").
     pub waiting_reason: Option<String>,
     /// Hash of the template this pod was made from.
     pub template_hash: String,
@@ -223,6 +223,7 @@ pub struct Volume {
     pub resource_version: String,
     /// Stamp: UID of the record it was made for. A volume with another stamp is not this record's.
     pub record_uid: String,
+    /// What the claim asks for, not what it got: growing is asked for once. A world without sizes says what is wanted.
     pub size_bytes: u64,
     pub deletion: Deletion,
 }

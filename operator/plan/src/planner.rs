@@ -145,15 +145,24 @@ fn without_leader(pass: &mut Pass<'_>) -> Decision {
     if let Some(decision) = heal_without_leader(pass) {
         return decision;
     }
-    let members: Vec<_> = pass.view.records.values().filter(|r| r.member_id.is_some()).copied().collect();
-    let voters =
-        pass.view.configuration().map_or(members.len(), |w| w.members.iter().filter(|m| !m.is_learner).count());
-    let with_disk = members.iter().filter(|r| pass.view.disk(r) != Disk::Lost).count();
-    if with_disk < quorum(voters) {
-        return Decision::Blocked(Blocked::QuorumLost { with_disk, quorum: quorum(voters) });
+    let lost = |r: &&MemberRecord| pass.view.disk(r) == Disk::Lost;
+    let records = pass.records();
+    let answering = records.iter().filter(|r| pass.view.word(r).is_some()).count();
+    let Some(word) = pass.view.configuration() else {
+        // Who votes is not known, so only the loss of every disk is proof.
+        let started: Vec<_> = records.iter().copied().filter(|r| r.start.is_some()).collect();
+        if !started.is_empty() && started.iter().all(lost) {
+            return Decision::Blocked(Blocked::QuorumLost { with_disk: 0, quorum: quorum(started.len()) });
+        }
+        return Decision::Wait(Waiting::NoLeader { answering, voters: started.len() });
+    };
+    let voters: Vec<_> = word.members.iter().filter(|m| !m.is_learner && !m.is_outgoing).collect();
+    let gone = voters.iter().filter(|m| pass.record_of(m.id).is_some_and(|r| lost(&r))).count();
+    let (with_disk, quorum) = (voters.len() - gone, quorum(voters.len()));
+    if with_disk < quorum {
+        return Decision::Blocked(Blocked::QuorumLost { with_disk, quorum });
     }
-    let answering = members.iter().filter(|r| pass.view.word(r).is_some()).count();
-    Decision::Wait(Waiting::NoLeader { answering, voters })
+    Decision::Wait(Waiting::NoLeader { answering, voters: voters.len() })
 }
 
 fn change_in_flight(_: &mut Pass<'_>, leader: Leader<'_>) -> Next {

@@ -3,6 +3,7 @@
 //! Members have one-letter names. `cluster b c d leader=b` makes three caught-up voters on the wanted template; each further
 //! line changes one thing; `plan` shows the decision and what would follow, `status` the conditions.
 
+#![allow(clippy::unwrap_used, reason = "a broken model or script is a failed test")]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fmt::Write as _;

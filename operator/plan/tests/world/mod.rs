@@ -2,6 +2,7 @@
 //! commits, elects and catches up. Steps are carried out as a shell would, preconditions first; what must never happen is
 //! written down as a violation the moment it does.
 
+#![allow(clippy::unwrap_used, reason = "a broken model or script is a failed test")]
 #![allow(dead_code, reason = "each test binary uses its own part of the model")]
 
 pub mod run;
@@ -808,8 +809,7 @@ impl World {
     /// Voters that follow, by name.
     pub fn followers(&self) -> Vec<String> {
         let leader = self.raft.leader;
-        let ids = self.voters().iter().filter(|m| Some(m.id) != leader).map(|m| m.name.clone()).collect();
-        ids
+        self.voters().iter().filter(|m| Some(m.id) != leader).map(|m| m.name.clone()).collect()
     }
 
     pub fn lose_pod(&mut self, name: &str) {
