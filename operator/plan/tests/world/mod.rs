@@ -458,7 +458,7 @@ impl World {
             pending_entries: 0,
             leader_contact_age_ms: if led { 20 } else { 60_000 },
             elections: self.raft.term,
-            own_term_index: if leads { self.raft.commit } else { 0 },
+            own_term_index: if leads { self.raft.term } else { 0 },
             own_term_committed: leads,
             own_term_applied: leads,
             quorum_confirmed_age_ms: if leads { 30 } else { u64::MAX },
