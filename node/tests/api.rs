@@ -547,3 +547,38 @@ async fn a_client_that_asks_for_a_leader_is_served_while_there_is_one() {
     request.metadata_mut().insert("hasleader", "true".parse().expect("ascii"));
     kv.put(request).await.expect("there is a leader");
 }
+
+#[tokio::test]
+async fn a_full_store_takes_no_more_but_lets_itself_be_emptied() {
+    let member = Member::start(&["--quota-backend-bytes", "50000"]);
+    member.until("it is ready", || http(member.client, "/readyz").is_some_and(|(code, _)| code == 200));
+    let channel = member.channel().await;
+    let mut kv = KvClient::new(channel.clone());
+    let value = "x".repeat(10_000);
+    let mut written = 0;
+    let (code, text) = loop {
+        match kv.put(put(&format!("k{written}"), &value)).await {
+            Ok(_) => written += 1,
+            Err(status) => break (status.code(), status.message().to_owned()),
+        }
+        assert!(written < 10, "the limit is 50000 bytes");
+    };
+    assert_eq!((code, text.as_str()), (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"));
+    assert_eq!(written, 5);
+    let nested = pb::TxnRequest { failure: vec![op(Op::RequestPut(put("k", "v")))], ..Default::default() };
+    let nested = pb::TxnRequest { success: vec![op(Op::RequestTxn(nested))], ..Default::default() };
+    assert_eq!(refused(kv.txn(nested).await).0, Code::ResourceExhausted);
+    let list = pb::AlarmRequest::default();
+    let mut maintenance = MaintenanceClient::new(channel);
+    let alarms = maintenance.alarm(list).await.expect("answers").into_inner().alarms;
+    assert_eq!(alarms.iter().map(pb::AlarmMember::alarm).collect::<Vec<_>>(), [pb::AlarmType::Nospace]);
+
+    // What a deletion at the compact revision itself replaced stays until the next compaction: hence two.
+    let some = pb::DeleteRangeRequest { key: "k0".into(), range_end: "k4".into(), prev_kv: false };
+    assert_eq!(kv.delete_range(some).await.expect("deletes go on").into_inner().deleted, 4);
+    let last = pb::DeleteRangeRequest { key: "k4".into(), ..Default::default() };
+    let revision = kv.delete_range(last).await.expect("deletes").into_inner().header.expect("a header").revision;
+    kv.compact(pb::CompactionRequest { revision, physical: true }).await.expect("compacts");
+    kv.put(put("k", "v")).await.expect("there is room again");
+    assert!(maintenance.alarm(list).await.expect("answers").into_inner().alarms.is_empty());
+}

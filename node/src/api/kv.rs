@@ -10,7 +10,7 @@ use quorate_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
-use quorate_state::{Command, KeyValue, RangeResult, SortOrder, SortTarget, View};
+use quorate_state::{Command, KeyValue, RangeResult, SortOrder, SortTarget, Txn, TxnOp, View};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -36,11 +36,38 @@ impl Api {
         if request.encoded_len() > self.options().max_request_bytes { Err(status::too_large()) } else { Ok(()) }
     }
 
+    /// Whether the state has grown to its limit. What would grow it further is refused before it gets an index; deletes
+    /// and compaction go on, and make room. While a compaction still gives memory back it does so with every entry,
+    /// more than an entry takes: then writes go on.
+    pub(super) fn is_full(&self) -> bool {
+        let view = self.handle().view();
+        view.size_bytes() >= self.options().quota_bytes && !view.compaction_pending()
+    }
+
     async fn propose(&self, command: &Command) -> Result<quorate_state::Response, Status> {
         command.validate(self.options().limits).map_err(status::of_state)?;
+        if may_grow(command) && self.is_full() {
+            return Err(status::no_space());
+        }
         let applied = self.handle().propose(command).await.map_err(status::of_call)?;
         applied.outcome.map_err(status::of_state)
     }
+}
+
+fn may_grow(command: &Command) -> bool {
+    match command {
+        Command::Put(_) => true,
+        Command::Txn(txn) => has_put(txn),
+        Command::DeleteRange(_) | Command::Compact { .. } => false,
+    }
+}
+
+fn has_put(txn: &Txn) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match op {
+        TxnOp::Put(_) => true,
+        TxnOp::Txn(nested) => has_put(nested),
+        TxnOp::Range(_) | TxnOp::DeleteRange(_) => false,
+    })
 }
 
 /// The machine answers each command with its own kind of response.

@@ -23,12 +23,15 @@ impl Api {
 
 #[tonic::async_trait]
 impl Maintenance for Api {
-    /// No alarm is ever raised: there is none to list, and none to clear.
+    /// The one alarm follows from the size, so it cannot be raised by hand, and clears itself when there is room.
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         self.admit(request.metadata(), ForLearner::Refused)?;
         match AlarmAction::try_from(request.get_ref().action) {
             Ok(AlarmAction::Get | AlarmAction::Deactivate) => {
-                Ok(Response::new(pb::AlarmResponse { header: self.current_header(), alarms: Vec::new() }))
+                let own = self.handle().identity().member_id.0;
+                let no_space = pb::AlarmMember { member_id: own, alarm: pb::AlarmType::Nospace.into() };
+                let alarms = if self.is_full() { vec![no_space] } else { Vec::new() };
+                Ok(Response::new(pb::AlarmResponse { header: self.current_header(), alarms }))
             }
             Ok(AlarmAction::Activate) => Err(status::absent("raising an alarm by hand")),
             Err(_) => Err(Status::invalid_argument("etcdserver: unknown alarm action")),
@@ -42,6 +45,9 @@ impl Maintenance for Api {
         let mut errors = Vec::new();
         if status.raft.leader.is_none() {
             errors.push(status::NO_LEADER.to_owned());
+        }
+        if self.is_full() {
+            errors.push(format!("memberID:{} alarm:NOSPACE ", self.handle().identity().member_id.0));
         }
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.header(view.revision())),

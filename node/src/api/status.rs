@@ -39,6 +39,10 @@ pub(crate) fn removed() -> Status {
     Status::unavailable("etcdserver: this member was removed from the cluster; ask another one")
 }
 
+pub(crate) fn no_space() -> Status {
+    Status::resource_exhausted("etcdserver: mvcc: database space exceeded")
+}
+
 pub(crate) fn too_large() -> Status {
     Status::invalid_argument(TOO_LARGE)
 }
