@@ -100,18 +100,25 @@ fn leader_note(before: &ConsistentClusterStatus, now: &ConsistentClusterStatus) 
     Some(normal("LeaderChanged", format!("{} leads term {}{from}{took}", new.name, new.term)))
 }
 
+/// An election among a majority is told as a change of leader; this is about what nobody can elect away.
 fn quorum_note(before: &ConsistentClusterStatus, now: &ConsistentClusterStatus) -> Option<Note> {
-    let (old, new) = (before.condition("Available"), now.condition("Available")?);
-    let was_lost = old.is_some_and(|c| c.status != ConditionStatus::True);
-    match new.status {
-        ConditionStatus::True if was_lost && before.replicas > 0 => {
+    let message = now.condition("Available")?.message.clone();
+    let served =
+        |s: &ConsistentClusterStatus| s.condition("Available").is_some_and(|c| c.status == ConditionStatus::True);
+    match (served(before), served(now)) {
+        (true, false) if lacks_quorum(now) => Some(warning("QuorumLost", message)),
+        (false, true) if lacks_quorum(before) => {
             Some(normal("QuorumRestored", "linearizable requests are answered again"))
         }
-        ConditionStatus::False | ConditionStatus::Unknown if old.is_some_and(|c| c.status == ConditionStatus::True) => {
-            Some(warning("QuorumLost", new.message.clone()))
-        }
-        ConditionStatus::True | ConditionStatus::False | ConditionStatus::Unknown => None,
+        _ => None,
     }
+}
+
+/// Fewer members answered than it takes to elect a leader.
+fn lacks_quorum(status: &ConsistentClusterStatus) -> bool {
+    let answered = status.members.iter().filter(|m| m.source == "Direct").count();
+    let required = status.replicas / 2 + 1;
+    status.replicas > 0 && i32::try_from(answered).is_ok_and(|answered| answered < required)
 }
 
 fn upgrade_note(before: &ConsistentClusterStatus, pass: &Pass) -> Option<Note> {
@@ -183,13 +190,22 @@ mod tests {
         assert!(text.contains("b leads term 5 after a") && text.contains("412 ms"), "{text}");
     }
 
+    fn answering(count: usize, mut status: ConsistentClusterStatus) -> ConsistentClusterStatus {
+        let direct = quorate_api::MemberStatus { source: "Direct".into(), ..Default::default() };
+        status.members = vec![direct; count];
+        status
+    }
+
     #[test]
     fn a_lost_quorum_is_told_when_it_is_lost_and_when_it_is_back() {
-        let (up, down) = (available(ConditionStatus::True), available(ConditionStatus::False));
+        let up = answering(3, available(ConditionStatus::True));
+        let down = answering(1, available(ConditionStatus::False));
         assert_eq!(quorum_note(&up, &down).unwrap().reason, "QuorumLost");
         assert_eq!(quorum_note(&down, &up).unwrap().reason, "QuorumRestored");
         assert_eq!(quorum_note(&up, &up), None);
         let never = ConsistentClusterStatus::default();
         assert_eq!(quorum_note(&never, &up), None, "a first reading is no restoration");
+        let electing = answering(2, available(ConditionStatus::False));
+        assert_eq!(quorum_note(&up, &electing), None, "two of three elect a leader");
     }
 }

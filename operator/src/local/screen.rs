@@ -13,7 +13,8 @@ use crate::reconcile::Pass;
 
 /// News lines kept under the table.
 const NEWS_MAX: usize = 6;
-/// A leader and members within this many entries of it are shown as healthy.
+/// What is said besides lines of members.
+const OTHER_KEYS: [&str; 4] = ["manifest", "ready", "waits", "failure"];
 const UNKNOWN: &str = "-";
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Screen {
 
     pub fn show(&mut self, pass: &Pass, endpoints: &[MemberEndpoint], news: &[Note]) {
         let refused = self.refused(pass);
-        let lines = news.iter().filter(|n| n.reason != "InvalidSpec").map(note_line).chain(refused);
+        let lines = refused.into_iter().chain(news.iter().filter(|n| n.reason != "InvalidSpec").map(note_line));
         let lines: Vec<String> = lines.collect();
         if self.is_terminal {
             self.news.extend(lines);
@@ -80,8 +81,8 @@ impl Screen {
             let text = format!("{} {} {} {}", row.member, row.role, row.health, row.endpoint);
             lines.extend(self.changed(&row.member, text));
         }
-        let known: Vec<&str> = endpoints.iter().map(|e| e.record.as_str()).collect();
-        self.said.retain(|key, _| known.contains(&key.as_str()) || !key.contains('-'));
+        let members = &pass.status.members;
+        self.said.retain(|key, _| OTHER_KEYS.contains(&key.as_str()) || members.iter().any(|m| m.name == *key));
         lines.extend(self.changed("ready", ready_line(pass, endpoints).unwrap_or_default()));
         let waits = match &pass.plan.next {
             Decision::Wait(waiting) => format!("waiting: {waiting}"),

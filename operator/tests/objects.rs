@@ -1,0 +1,110 @@
+//! Rendered objects, against texts that are looked at when they change. `UPDATE=1` writes them anew.
+
+use std::path::Path;
+
+use quorate_api::{ConsistentCluster, ConsistentClusterSpec};
+use quorate_operator::kubernetes::objects::{self, LeaderEndpoint, RecordFacts};
+use quorate_operator::kubernetes::observe;
+use quorate_plan::{Intent, RetireReason, Running, StartAs, ValidatedCluster};
+use serde::Serialize;
+
+const RECORD: &str = "orders-b7xk2";
+
+fn cluster() -> ValidatedCluster {
+    let mut cluster = ConsistentCluster::new("orders", ConsistentClusterSpec::default());
+    cluster.metadata.namespace = Some("shop".into());
+    cluster.metadata.uid = Some("2f1c".into());
+    cluster.spec.resources.requests.cpu = Some("500m".into());
+    match Intent::of(&cluster) {
+        Intent::Run(cluster) => cluster,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn facts(start: Option<StartAs>, others: &[String]) -> RecordFacts<'_> {
+    RecordFacts { name: RECORD, start, template_hash: "abc", is_voter: true, others }
+}
+
+fn golden(name: &str, object: &impl Serialize) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.yaml"));
+    let text = serde_yaml_ng::to_string(&serde_json::to_value(object).unwrap()).unwrap();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(known == text, "{} is old; look at the new text, then UPDATE=1:\n{text}", path.display());
+}
+
+#[test]
+fn a_record() {
+    golden("stateful_set", &objects::stateful_set(&cluster(), facts(None, &[])));
+}
+
+#[test]
+fn a_seed_may_found_and_a_member_may_not() {
+    let args = |start, others: &[String]| {
+        let template = objects::pod_template(&cluster(), facts(start, others));
+        template.spec.unwrap().containers[0].args.clone().unwrap()
+    };
+    let seed = args(Some(StartAs::Seed), &[]);
+    assert!(seed.contains(&"--initial-cluster-state=new".to_owned()), "{seed:?}");
+    assert!(seed.contains(&"--await-activation".to_owned()), "{seed:?}");
+    let others = [RECORD.to_owned(), "orders-k4m2p".to_owned()];
+    let member = args(Some(StartAs::Member), &others);
+    let first = format!(
+        "--initial-cluster={RECORD}=http://{RECORD}-0.orders-peer.shop.svc:2380,\
+         orders-k4m2p=http://orders-k4m2p-0.orders-peer.shop.svc:2380"
+    );
+    assert!(member.contains(&first), "{member:?}");
+    assert!(member.contains(&"--initial-cluster-state=existing".to_owned()), "{member:?}");
+    assert!(member.contains(&"--initial-cluster-token=2f1c-1".to_owned()), "{member:?}");
+    assert!(!member.contains(&"--await-activation".to_owned()), "{member:?}");
+}
+
+#[test]
+fn a_volume_bears_its_records_uid_and_has_no_owner() {
+    let claim = objects::claim(&cluster(), RECORD, "uid-1");
+    assert_eq!(claim.metadata.owner_references, None, "garbage collection must not take data");
+    golden("claim", &claim);
+}
+
+#[test]
+fn services() {
+    let [peer, client, leader] = objects::services(&cluster().identity, "h");
+    assert_eq!(leader.spec.as_ref().unwrap().selector, None, "the leader's address is ours to give");
+    golden("service_peer", &peer);
+    golden("service_client", &client);
+    golden("service_leader", &leader);
+}
+
+#[test]
+fn the_leader_service_has_one_address_or_none() {
+    let identity = cluster().identity;
+    let leader = LeaderEndpoint { ip: "10.0.0.7".into(), pod: format!("{RECORD}-0"), node: Some("n1".into()) };
+    golden("endpoint_slice", &objects::leader_slice(&identity, Some(&leader)));
+    assert!(objects::leader_slice(&identity, None).endpoints.is_empty());
+}
+
+#[test]
+fn the_budget_is_an_integer_of_voters() {
+    golden("budget", &objects::budget(&cluster().identity, 2));
+}
+
+#[test]
+fn a_record_is_read_back_as_it_was_written() {
+    let mut set = objects::stateful_set(&cluster(), facts(None, &[]));
+    let fresh = observe::member_record(&set, None);
+    assert_eq!((fresh.running, fresh.start, fresh.member_id), (Running::Stopped, None, None));
+    assert_eq!(fresh.template_hash, "abc");
+    let mark = r#"{"memberId":"8e9e","incarnation":1,"term":4,"index":9,"reason":"ScaleIn"}"#;
+    let annotations = set.metadata.annotations.as_mut().unwrap();
+    annotations.insert("quorate.dev/retiring".into(), mark.into());
+    annotations.insert("quorate.dev/member-id".into(), "8e9e".into());
+    annotations.insert("quorate.dev/start".into(), "member".into());
+    let read = observe::member_record(&set, None);
+    let retirement = read.retirement.unwrap();
+    assert_eq!((retirement.reason, retirement.config_at.index), (RetireReason::ScaleIn, 9));
+    assert_eq!(retirement.member_id, read.member_id);
+    assert_eq!(read.start, Some(StartAs::Member));
+}
