@@ -80,6 +80,8 @@ struct Runner {
     /// The last plan was made on an old reading.
     was_stale: bool,
     late: Option<Step>,
+    /// A second operator believes it leads, and acts on the reading of the pass before.
+    second: Option<Observation>,
     trace: Vec<String>,
 }
 
@@ -88,9 +90,34 @@ struct Runner {
 /// # Errors
 /// The first violation, or what did not settle, with the trace.
 pub fn run(scenario: &Scenario, fault: Option<(usize, Fault)>) -> Result<Outcome, String> {
+    run_with(scenario, fault, None)
+}
+
+/// Runs a scenario with two operators, the second always one reading behind.
+///
+/// # Errors
+/// As `run`.
+pub fn run_with_two(scenario: &Scenario) -> Result<Outcome, String> {
+    run_with(scenario, None, Some(Observation::default()))
+}
+
+fn run_with(
+    scenario: &Scenario,
+    fault: Option<(usize, Fault)>,
+    second: Option<Observation>,
+) -> Result<Outcome, String> {
     let world = World::new(scenario.replicas);
-    let mut runner =
-        Runner { world, taken: 0, applied: 0, fault, stale: None, was_stale: false, late: None, trace: Vec::new() };
+    let mut runner = Runner {
+        world,
+        taken: 0,
+        applied: 0,
+        fault,
+        stale: None,
+        was_stale: false,
+        late: None,
+        second,
+        trace: Vec::new(),
+    };
     for phase in &scenario.phases {
         runner.phase(phase).map_err(|text| failure(scenario, fault, &runner, &text))?;
     }
@@ -176,10 +203,27 @@ impl Runner {
         {
             self.act(step, &observed);
         }
+        self.second_acts(observed);
         self.world.tick();
         match self.world.violations.first() {
             Some(violation) => Err(format!("VIOLATION: {violation}")),
             None => Ok(plan),
+        }
+    }
+
+    fn second_acts(&mut self, now: Observation) {
+        let Some(before) = self.second.replace(now.clone()) else {
+            self.second = None;
+            return;
+        };
+        // Without the finalizer it has not read anything yet.
+        let started = before.objects.finalizer == quorate_plan::Presence::Present;
+        let plan = plan(&self.world.intent(), &before, self.world.now_ms, quorate_api::names::seed("c1"));
+        if let Decision::Act(step) = &plan.next
+            && started
+            && !self.world.finished
+        {
+            self.apply(step, "second: ");
         }
     }
 
