@@ -92,12 +92,16 @@ async fn etcdctl_tour(local: &Local) -> Result<String> {
         };
         expect(local.etcdctl(endpoint, &["put", &key, "one"], None).await?, "OK")?;
         expect(local.etcdctl(endpoint, &["get", &key], None).await?, "one")?;
+        // Asked twice, the second finds what the first wrote: only one of them may take the first branch.
         let txn = format!("value(\"{key}\") = \"one\"\n\nput {key} two\n\nget {key}\n\n");
-        expect(local.etcdctl(endpoint, &["txn"], Some(&txn)).await?, "SUCCESS")?;
+        local.etcdctl(endpoint, &["txn"], Some(&txn)).await?;
         expect(local.etcdctl(endpoint, &["get", &key, "--print-value-only"], None).await?, "two")?;
+        expect(local.etcdctl(endpoint, &["txn"], Some(&txn)).await?, "FAILURE")?;
         let list = local.etcdctl(endpoint, &["member", "list"], None).await?;
         ensure!(list.lines().count() == 3, "etcdctl against {endpoint}: member list shows {list:?}, wanted 3 members");
-        expect(watch(local, endpoint, &key).await?, "three")?;
+        let limit = Duration::from_secs(30);
+        let seen = poll::until("a watch to see its event", limit, POLL, async || watch(local, endpoint, &key).await);
+        expect(seen.await?, "three")?;
     }
     local.etcdctl(&endpoints.join(","), &["endpoint", "health"], None).await?;
     Ok(format!("{} members", endpoints.len()))
@@ -262,7 +266,13 @@ impl Local {
         Ok(std::fs::write(self.manifest(), lines.join("\n") + "\n")?)
     }
 
+    /// Repeats what fails for a while: an election may fall into any call, and no client may take one as final.
     async fn etcdctl(&self, endpoints: &str, args: &[&str], stdin: Option<&str>) -> Result<String> {
+        let limit = Duration::from_secs(20);
+        poll::until("etcdctl", limit, POLL, async || self.etcdctl_once(endpoints, args, stdin).await).await
+    }
+
+    async fn etcdctl_once(&self, endpoints: &str, args: &[&str], stdin: Option<&str>) -> Result<String> {
         let mut command = Command::new(&self.args.etcdctl);
         command.arg("--endpoints").arg(endpoints).args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
