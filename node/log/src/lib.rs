@@ -4,11 +4,26 @@
 //! ([`FaultyDisk`]) run the same code. Must not know the network, the clock or what an entry means. Left out in this
 //! version: repair of rot from other members, reuse of dropped segments.
 
+#[cfg(feature = "mutants")]
+macro_rules! planted {
+    ($options:expr, $variant:ident) => {
+        $options.mutant == Some(crate::mutant::Mutant::$variant)
+    };
+}
+#[cfg(not(feature = "mutants"))]
+macro_rules! planted {
+    ($options:expr, $variant:ident) => {
+        false
+    };
+}
+
 mod disk;
 mod error;
 pub mod faulty;
 pub mod format;
 mod log;
+#[cfg(feature = "mutants")]
+pub mod mutant;
 mod real;
 mod recover;
 

@@ -50,12 +50,19 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Random; drawn by the shell, new at each start.
     pub boot_nonce: u64,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<crate::mutant::Mutant>,
 }
 
 impl Options {
     /// The usual sizes.
     pub fn new(boot_nonce: u64) -> Options {
-        Options { segment_bytes: SEGMENT_BYTES_DEFAULT, boot_nonce }
+        Options {
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            boot_nonce,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
     }
 }
 
@@ -307,7 +314,7 @@ impl<D: Disk> Log<D> {
     /// # Durability
     /// On return everything given back is durable, and so are the raised generation and the boot nonce.
     pub fn open(mut disk: D, options: Options, expected: Option<&Identity>) -> Result<(Log<D>, Recovered), LogError> {
-        let found = recover::recover(&mut disk, expected)?;
+        let found = recover::recover(&mut disk, &options, expected)?;
         let recovered = Recovered {
             hard: found.hard,
             snapshot: found.mark.clone(),
@@ -417,7 +424,8 @@ impl<D: Disk> Log<D> {
                 return Err(LogError::OutOfOrder { seq: seq.0, what });
             }
             staged.last_write = *seq;
-            let keeps = staged.shape.take(record).map_err(|what| LogError::OutOfOrder { seq: seq.0, what })?;
+            let keeps = planted!(self.options, MarkKeepsAlienLog)
+                | staged.shape.take(record).map_err(|what| LogError::OutOfOrder { seq: seq.0, what })?;
             let entries_crc = encode_record(record, keeps, &mut self.buffer);
             staged.note(record, keeps, entries_crc);
         }
@@ -434,7 +442,12 @@ impl<D: Disk> Log<D> {
         let crc = header.encode_into(&mut self.buffer, &self.tail.header);
         let name = segment_name(self.tail.header.segment_id);
         self.disk.write_at(self.tail.file, self.tail.offset_bytes, &self.buffer).map_err(failed("writing", &name))?;
-        self.disk.datasync(self.tail.file).map_err(failed("flushing", &name))?;
+        if !planted!(self.options, AppendWithoutFlush) {
+            let flushed = self.disk.datasync(self.tail.file);
+            if !planted!(self.options, FlushErrorIgnored) {
+                flushed.map_err(failed("flushing", &name))?;
+            }
+        }
         self.tail.seq += 1;
         self.tail.chain = crc;
         self.tail.held = staged.held;
@@ -450,7 +463,8 @@ impl<D: Disk> Log<D> {
         }
         if let Some(mark) = staged.mark {
             self.mark = mark;
-            self.removals.extend(self.segments.drop_behind(self.mark.index));
+            let behind = self.mark.index + if planted!(self.options, SegmentDroppedEarly) { 3 } else { 0 };
+            self.removals.extend(self.segments.drop_behind(behind));
             while self.removals.len() > REMOVALS_WAITING_MAX {
                 self.remove_one()?;
             }
@@ -723,8 +737,12 @@ fn start_segment<D: Disk>(
         held: place.held,
     };
     let mut batch = BytesMut::zeroed(HEADER_BYTES);
-    encode_record(&Record::HardState(*hard), true, &mut batch);
-    encode_record(&Record::SnapshotMark(mark.clone()), true, &mut batch);
+    if !planted!(options, CheckpointForgetsVote) {
+        encode_record(&Record::HardState(*hard), true, &mut batch);
+    }
+    if !planted!(options, CheckpointForgetsMark) {
+        encode_record(&Record::SnapshotMark(mark.clone()), true, &mut batch);
+    }
     let batch_header = tail.next_header(&batch[HEADER_BYTES..], hard.term, Held::default());
     let batch_bytes = batch_len_bytes(batch.len() - HEADER_BYTES);
     batch.resize(batch_bytes, 0);
@@ -739,7 +757,9 @@ fn start_segment<D: Disk>(
     disk.write_at(tail.file, 0, &front).map_err(failed("writing", &name))?;
     disk.datasync(tail.file).map_err(failed("flushing", &name))?;
     disk.rename(&unfinished.1, &name).map_err(failed("renaming", &name))?;
-    disk.sync_dir().map_err(failed("flushing the directory after creating", &name))?;
+    if !planted!(options, NoDirectorySync) {
+        disk.sync_dir().map_err(failed("flushing the directory after creating", &name))?;
+    }
     tail.offset_bytes += batch_bytes as u64;
     tail.seq = place.first_seq;
     tail.held = Held::default();

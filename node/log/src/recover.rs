@@ -12,7 +12,7 @@ use crate::format::{
     BLOCK_BYTES, BatchHeader, HEADER_BYTES, Held, META_BYTES, MetaSlot, SegmentHeader, Stored, batch_len_bytes,
     decode_records,
 };
-use crate::log::{META_NAME, Segments, Tail, UNFINISHED_SUFFIX, failed, segment_id_of, segment_name};
+use crate::log::{META_NAME, Options, Segments, Tail, UNFINISHED_SUFFIX, failed, segment_id_of, segment_name};
 
 /// Everything `Log::open` needs to go on.
 pub(crate) struct Found {
@@ -38,6 +38,8 @@ struct Replay {
     /// Contiguous in itself. While segments that were dropped held its beginning it may start above the mark.
     entries: Vec<Entry>,
     segments: Segments,
+    /// A planted bug; always false in a release build.
+    keeps_one_more: bool,
 }
 
 /// The meta slots as read.
@@ -46,7 +48,11 @@ struct Meta {
     slots: [Option<MetaSlot>; 2],
 }
 
-pub(crate) fn recover<D: Disk>(disk: &mut D, expected: Option<&Identity>) -> Result<Found, LogError> {
+pub(crate) fn recover<D: Disk>(
+    disk: &mut D,
+    options: &Options,
+    expected: Option<&Identity>,
+) -> Result<Found, LogError> {
     // A process crash leaves names that were never flushed; they must be durable before anything builds on them.
     disk.sync_dir().map_err(failed("flushing", "the directory"))?;
     let names = disk.list().map_err(failed("listing", "."))?;
@@ -56,15 +62,15 @@ pub(crate) fn recover<D: Disk>(disk: &mut D, expected: Option<&Identity>) -> Res
     let meta = read_meta(disk)?;
     let (newest_slot, newest) = check_meta(&meta, expected)?;
     let ids = live_segments(&names)?;
-    let mut replay = Replay::default();
+    let mut replay = Replay { keeps_one_more: planted!(options, TruncateOffByOne), ..Replay::default() };
     let mut tail: Option<Tail> = None;
     let mut tail_was_cut = false;
     for (position, id) in ids.iter().enumerate() {
         let is_last = position + 1 == ids.len();
-        let mut walk = Walk::read(disk, *id, &newest.identity, tail.as_ref())?;
+        let mut walk = Walk::read(disk, options, *id, &newest.identity, tail.as_ref())?;
         replay.segments.open(*id);
         walk.replay(&mut replay)?;
-        let cut = walk.end(is_last, &newest)?;
+        let cut = walk.end(is_last, &newest, planted!(options, RotCutAsTorn))?;
         if let Some(dirty) = cut {
             tail_was_cut = true;
             disk.zero_fill(walk.tail.file, dirty.0, dirty.1 - dirty.0)
@@ -163,10 +169,18 @@ struct Walk {
 }
 
 impl Walk {
-    fn read<D: Disk>(disk: &mut D, id: u64, identity: &Identity, before: Option<&Tail>) -> Result<Walk, LogError> {
+    fn read<D: Disk>(
+        disk: &mut D,
+        options: &Options,
+        id: u64,
+        identity: &Identity,
+        before: Option<&Tail>,
+    ) -> Result<Walk, LogError> {
         let name = segment_name(id);
         let file = disk.open(&name).map_err(failed("opening", &name))?;
-        disk.sync_and_forget(file).map_err(failed("flushing", &name))?;
+        if !planted!(options, TailTrustedUnflushed) {
+            disk.sync_and_forget(file).map_err(failed("flushing", &name))?;
+        }
         let len_bytes = disk.len_bytes(file).map_err(failed("measuring", &name))?;
         let mut bytes = vec![0u8; len_bytes as usize];
         disk.read_at(file, 0, &mut bytes).map_err(failed("reading", &name))?;
@@ -224,7 +238,7 @@ impl Walk {
     }
 
     /// Judges what stands behind the last good batch. `Some(range)`: remains of a torn batch, to be cleared.
-    fn end(&self, is_last: bool, newest: &MetaSlot) -> Result<Option<(u64, u64)>, LogError> {
+    fn end(&self, is_last: bool, newest: &MetaSlot, believes_torn: bool) -> Result<Option<(u64, u64)>, LogError> {
         let at = self.tail.offset_bytes as usize;
         if self.tail.seq < self.tail.header.first_seq {
             let what = if self.first { "its first batch cannot be read" } else { "its checkpoint cannot be read" };
@@ -234,13 +248,14 @@ impl Walk {
         for offset in (at..self.bytes.len()).step_by(BLOCK_BYTES) {
             if let Some((later, _)) = BatchHeader::decode(&self.bytes[offset..], &self.tail.header)
                 && later.seq > expected_seq
+                && !believes_torn
             {
                 let what =
                     format!("batch {expected_seq} was promised (batch {} follows) and cannot be read", later.seq);
                 return Err(corrupt(&self.name, at as u64, what));
             }
         }
-        if is_last && newest.durable_seq >= expected_seq {
+        if is_last && newest.durable_seq >= expected_seq && !believes_torn {
             let what = format!("batch {expected_seq} was promised (up to {}) and cannot be read", newest.durable_seq);
             return Err(corrupt(&self.name, at as u64, what));
         }
@@ -277,7 +292,7 @@ impl Replay {
                 self.entries.extend(entries);
             }
             Stored::TruncateTo(index) => {
-                let keep = self.entries.partition_point(|entry| entry.index <= index);
+                let keep = self.entries.partition_point(|entry| entry.index <= index + u64::from(self.keeps_one_more));
                 self.entries.truncate(keep);
                 self.segments.truncated(index);
             }

@@ -13,7 +13,7 @@ use quorate_raft::types::{
 const ID: Identity = Identity { cluster_id: 0xC1, member_id: 0xA1, incarnation: 3 };
 
 fn options(nonce: u64) -> Options {
-    Options { segment_bytes: 40 << 10, boot_nonce: nonce }
+    Options { segment_bytes: 40 << 10, ..Options::new(nonce) }
 }
 
 fn config(ids: &[u64]) -> Config {

@@ -49,11 +49,15 @@ impl World {
 
     pub fn restart(&mut self, id: MemberId) -> Result<(), Violation> {
         let now = self.now;
-        let (seed, nonce) = (self.rng.next(), self.rng.next());
+        let (seed, nonce) = (self.rng.next_u64(), self.rng.next_u64());
         let cfg = self.cfg(id);
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         if member.process.is_some() || member.is_dead {
             return Ok(());
+        }
+        #[cfg(feature = "mutants")]
+        {
+            member.storage.mutant = self.log_mutant;
         }
         let (log, recovered) = match member.storage.open(nonce) {
             Ok(found) => found,

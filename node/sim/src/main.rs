@@ -46,7 +46,7 @@ struct Cli {
     /// Plant this bug
     #[cfg(feature = "mutants")]
     #[arg(long)]
-    mutant: Option<quorate_raft::mutant::Mutant>,
+    mutant: Option<quorate_sim::run::Planted>,
     /// Plant every bug in turn and show what catches it
     #[cfg(feature = "mutants")]
     #[arg(long)]
@@ -193,10 +193,11 @@ const SEEDS_PER_MUTANT: u64 = 1_000;
 
 #[cfg(feature = "mutants")]
 fn mutants(cli: &Cli) -> ExitCode {
-    use quorate_raft::mutant::Mutant;
+    use quorate_sim::run::Planted;
     std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
-    for mutant in Mutant::ALL {
+    let all = Planted::all();
+    for mutant in &all {
         let started = Instant::now();
         let cli = Cli { mutant: Some(*mutant), ..cli.clone() };
         let sum = run_seeds(&cli, cli.start, SEEDS_PER_MUTANT, 1);
@@ -213,6 +214,6 @@ fn mutants(cli: &Cli) -> ExitCode {
             }
         }
     }
-    println!("{} passed, {} failed", Mutant::ALL.len() - survivors.len(), survivors.len());
+    println!("{} passed, {} failed", all.len() - survivors.len(), survivors.len());
     if survivors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

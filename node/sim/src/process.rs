@@ -25,6 +25,8 @@ const STALL_US: u64 = 500_000;
 const NOSPACE_RETRY_US: u64 = 50_000;
 /// Every so many flushes memory and disk are compared.
 const COMPARE_EVERY: u64 = 16;
+/// After one in so many flushes the log does some of its work that can wait.
+const TEND_EVERY: u64 = 12;
 /// Every so many messages the bytes on the wire are made and read back.
 const CODEC_EVERY: u64 = 8;
 
@@ -126,7 +128,14 @@ impl World {
             let Some(process) = member.process.as_mut() else { return Ok(()) };
             let mut effects = Vec::new();
             process.watch.before(time, &input, &process.node);
+            let is_tick = matches!(input, Input::Tick);
             process.node.step(time, input, &mut effects);
+            let deadline = process.node.deadline();
+            hold!(
+                !is_tick || deadline > time,
+                "I17 {id} wants a tick at {deadline:?} after the one at {time:?}: a loop; {:?}",
+                process.node.status()
+            );
             for effect in effects {
                 self.effect(id, effect, &mut inputs)?;
             }
@@ -399,7 +408,23 @@ impl World {
         for (_, to, msg) in released {
             self.send(id, to, msg)?;
         }
+        self.tend_log(id)?;
         self.input(id, Input::Written { upto })
+    }
+
+    /// The log thread has time for what is not urgent.
+    fn tend_log(&mut self, id: MemberId) -> Result<(), Violation> {
+        let draw = self.rng.below(TEND_EVERY);
+        let Some(process) = self.process(id) else { return Ok(()) };
+        let done = match draw {
+            0 => process.log.tend().map(|_| ()),
+            1 => process.log.seal_tail(),
+            _ => Ok(()),
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(error) => self.log_failed(id, &error),
+        }
     }
 
     /// A failed flush ends the process; the machine lives on.

@@ -41,7 +41,39 @@ pub struct Options {
     pub profile: Option<Profile>,
     pub trace: bool,
     #[cfg(feature = "mutants")]
-    pub mutant: Option<quorate_raft::mutant::Mutant>,
+    pub mutant: Option<Planted>,
+}
+
+/// A planted bug of the core or of the log.
+#[cfg(feature = "mutants")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Planted {
+    Core(quorate_raft::mutant::Mutant),
+    Log(quorate_log::mutant::Mutant),
+}
+
+#[cfg(feature = "mutants")]
+impl Planted {
+    pub fn all() -> Vec<Planted> {
+        let core = quorate_raft::mutant::Mutant::ALL.iter().map(|mutant| Planted::Core(*mutant));
+        core.chain(quorate_log::mutant::Mutant::ALL.iter().map(|mutant| Planted::Log(*mutant))).collect()
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Planted::Core(mutant) => mutant.name(),
+            Planted::Log(mutant) => mutant.name(),
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl std::str::FromStr for Planted {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Planted, String> {
+        let found = Planted::all().into_iter().find(|planted| planted.name() == text);
+        found.ok_or_else(|| format!("no planted bug is called {text:?}"))
+    }
 }
 
 pub fn run(seed: u64, options: Options) -> Outcome {
@@ -49,11 +81,15 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let profile = Profile::draw(&mut rng);
     let profile = options.profile.unwrap_or(profile);
     let shape = faults::shape(&mut rng, profile);
-    let mut world = World::new(rng.next(), shape);
+    let mut world = World::new(rng.next_u64(), shape);
     world.trace = options.trace;
     #[cfg(feature = "mutants")]
     {
-        world.mutant = options.mutant;
+        match options.mutant {
+            Some(Planted::Core(mutant)) => world.mutant = Some(mutant),
+            Some(Planted::Log(mutant)) => world.log_mutant = Some(mutant),
+            None => {}
+        }
     }
     let started = world.now;
     let until = started + rng.between(FAULTY_US.0, FAULTY_US.1);

@@ -21,6 +21,8 @@ pub struct Storage {
     bootstrap: SnapMeta,
     segment_bytes: u64,
     exists: bool,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<quorate_log::mutant::Mutant>,
     /// The engine's last durable image with its position.
     pub engine: (SnapMeta, Machine),
 }
@@ -28,18 +30,25 @@ pub struct Storage {
 impl Storage {
     pub fn new(id: MemberId, bootstrap: SnapMeta, segment_bytes: u64, rng: &mut Rng) -> Storage {
         Storage {
-            disk: FaultyDisk::new(rng.next()),
+            disk: FaultyDisk::new(rng.next_u64()),
             identity: Identity { cluster_id: CLUSTER_ID, member_id: id.0, incarnation: 1 },
             engine: (bootstrap.clone(), Machine::new()),
             bootstrap,
             segment_bytes,
             exists: false,
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 
     /// Opens the log, creating it at the first start, and brings it together with the engine.
     pub fn open(&mut self, nonce: u64) -> Result<(SimLog, Recovered), LogError> {
-        let options = Options { segment_bytes: self.segment_bytes, boot_nonce: nonce };
+        let options = Options {
+            segment_bytes: self.segment_bytes,
+            #[cfg(feature = "mutants")]
+            mutant: self.mutant,
+            ..Options::new(nonce)
+        };
         if !self.exists {
             let disk = self.disk.clone();
             drop(Log::create(disk, options, self.identity, self.bootstrap.clone())?);

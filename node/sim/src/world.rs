@@ -24,7 +24,7 @@ use crate::rng::Rng;
 use crate::storage::Storage;
 
 /// A cluster that needs more events than this per run is in a loop.
-const EVENTS_MAX: u64 = 20_000_000;
+const EVENTS_MAX: u64 = 3_000_000;
 
 /// Sizes and limits of one run, drawn from its seed.
 #[derive(Clone, Debug)]
@@ -182,6 +182,7 @@ pub struct World {
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<u64, Event>,
     sequence: u64,
+    handled: u64,
     pub(crate) clients: Vec<Client>,
     pub(crate) clients_stopped: bool,
     pub calls: Calls,
@@ -193,6 +194,8 @@ pub struct World {
     pub(crate) must_refuse: BTreeSet<Token>,
     #[cfg(feature = "mutants")]
     pub mutant: Option<quorate_raft::mutant::Mutant>,
+    #[cfg(feature = "mutants")]
+    pub log_mutant: Option<quorate_log::mutant::Mutant>,
 }
 
 fn info(id: MemberId) -> MemberInfo {
@@ -229,6 +232,7 @@ impl World {
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             sequence: 0,
+            handled: 0,
             clients,
             clients_stopped: false,
             calls: Calls::default(),
@@ -238,6 +242,8 @@ impl World {
             must_refuse: BTreeSet::new(),
             #[cfg(feature = "mutants")]
             mutant: None,
+            #[cfg(feature = "mutants")]
+            log_mutant: None,
         };
         for id in voters {
             world.add_member(id, bootstrap.clone());
@@ -326,14 +332,13 @@ impl World {
         until: u64,
         faults: &mut dyn FnMut(&mut World) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
-        let mut budget = EVENTS_MAX;
         while let Some(Reverse((when, number))) = self.queue.peek().copied() {
             if when > until {
                 break;
             }
-            budget -= 1;
-            if budget == 0 {
-                return Err(Violation(format!("I17 more than {EVENTS_MAX} events before {until} µs: a loop")));
+            self.handled += 1;
+            if self.handled > EVENTS_MAX {
+                return Err(Violation(format!("I17 more than {EVENTS_MAX} events: a loop; {}", self.describe())));
             }
             self.queue.pop();
             self.now = when;
