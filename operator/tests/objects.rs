@@ -53,8 +53,7 @@ fn a_seed_may_found_and_a_member_may_not() {
     let others = [RECORD.to_owned(), "orders-k4m2p".to_owned()];
     let member = args(Some(StartAs::Member), &others);
     let first = format!(
-        "--initial-cluster={RECORD}=http://{RECORD}-0.orders-peer.shop.svc:2380,\
-         orders-k4m2p=http://orders-k4m2p-0.orders-peer.shop.svc:2380"
+        "--initial-cluster={RECORD}=http://{RECORD}.shop.svc:2380,orders-k4m2p=http://orders-k4m2p.shop.svc:2380"
     );
     assert!(member.contains(&first), "{member:?}");
     assert!(member.contains(&"--initial-cluster-state=existing".to_owned()), "{member:?}");
@@ -73,6 +72,7 @@ fn a_volume_bears_its_records_uid_and_has_no_owner() {
 fn services() {
     let [peer, client, leader] = objects::services(&cluster().identity, "h");
     assert_eq!(leader.spec.as_ref().unwrap().selector, None, "the leader's address is ours to give");
+    golden("service_member", &objects::member_service(&cluster().identity, RECORD, "uid-1"));
     golden("service_peer", &peer);
     golden("service_client", &client);
     golden("service_leader", &leader);

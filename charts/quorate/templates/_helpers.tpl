@@ -42,7 +42,7 @@ quorate-operator-{{ .Release.Namespace }}
   verbs: [list, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create, patch]
+  verbs: [get, list, create, patch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [create, patch]

@@ -12,8 +12,8 @@ use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams, Preco
 use kube::{Api, Client, Resource, ResourceExt};
 use quorate_api::{ConsistentCluster, names};
 use quorate_plan::{
-    ClusterId, ConfigAt, Eviction, Identity, Intent, MemberId, RecordFor, RecordRef, RetireReason, StartAs, Step,
-    ValidatedCluster, VolumeRef,
+    ClusterId, ConfigAt, Deletion, Eviction, Identity, Intent, MemberId, RecordFor, RecordRef, RetireReason, StartAs,
+    Step, ValidatedCluster, VolumeRef,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -147,9 +147,12 @@ impl Act<'_> {
 
     async fn apply_services(&self, hash: &str) -> Done {
         let api = self.api::<Service>();
-        for service in objects::services(self.identity, hash) {
+        let records = self.seen.observation.records.iter().filter(|r| r.deletion == Deletion::No);
+        let of_members = records.map(|r| (objects::member_service(self.identity, &r.name, &r.uid), r.uid.as_str()));
+        let shared = objects::services(self.identity, hash).map(|s| (s, self.identity.uid.as_str()));
+        for (service, owner) in of_members.chain(shared) {
             let name = service.name_any();
-            self.refuse_foreign(&api, &name).await?;
+            self.refuse_foreign(&api, &name, owner).await?;
             let applied = patch(&api, &name, by(MANAGER).force(), Patch::Apply(&service)).await;
             applied.map_err(|e| verdict(&format!("Service {name}"), &e))?;
         }
@@ -157,7 +160,7 @@ impl Act<'_> {
     }
 
     /// An object that somebody else made under our name is left alone, and said so.
-    async fn refuse_foreign<K>(&self, api: &Api<K>, name: &str) -> Done
+    async fn refuse_foreign<K>(&self, api: &Api<K>, name: &str, owner: &str) -> Done
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
         K::DynamicType: Default,
@@ -165,7 +168,7 @@ impl Act<'_> {
         let kind = K::kind(&K::DynamicType::default()).into_owned();
         let what = format!("{kind} {name}");
         let Some(live) = timed(api.get_opt(name)).await.map_err(|e| verdict(&what, &e))? else { return Ok(()) };
-        let owned = live.meta().owner_references.iter().flatten().any(|o| o.uid == self.identity.uid);
+        let owned = live.meta().owner_references.iter().flatten().any(|o| o.uid == owner);
         if owned {
             return Ok(());
         }
@@ -177,7 +180,7 @@ impl Act<'_> {
     async fn set_budget(&self, min_available: Option<u32>) -> Done {
         let api = self.api::<PodDisruptionBudget>();
         let name = names::budget(&self.identity.name);
-        self.refuse_foreign(&api, &name).await?;
+        self.refuse_foreign(&api, &name, &self.identity.uid).await?;
         let what = format!("PodDisruptionBudget {name}");
         match min_available {
             Some(count) => {

@@ -88,9 +88,11 @@ fn meta(identity: &Identity, name: String) -> ObjectMeta {
     }
 }
 
-/// A pod's name in the cluster's DNS; it does not change while the record lives.
+/// A member's name in the cluster's DNS: its own Service, whose address is there before the pod is and does not change with it.
+///
+/// A pod's own name would not do: DNS servers remember for half a minute that it was not there, or where it was last.
 pub fn host(identity: &Identity, record: &str) -> String {
-    format!("{}.{}.{}.svc", names::pod(record), names::peer_service(&identity.name), identity.namespace)
+    format!("{record}.{}.svc", identity.namespace)
 }
 
 pub fn urls(identity: &Identity, record: &str) -> MemberUrls {
@@ -346,13 +348,7 @@ pub fn services(identity: &Identity, hash: &str) -> [Service; 3] {
         let stamp = BTreeMap::from([(names::ANNOTATION_OBJECTS_HASH.to_owned(), hash.to_owned())]);
         ObjectMeta { annotations: Some(stamp), ..meta(identity, name) }
     };
-    let port = |name: &str, port| ServicePort {
-        name: Some(name.to_owned()),
-        port,
-        target_port: Some(IntOrString::Int(port)),
-        protocol: Some("TCP".to_owned()),
-        ..ServicePort::default()
-    };
+    let port = service_port;
     let service = |metadata, spec| Service { metadata, spec: Some(spec), ..Service::default() };
     [
         service(
@@ -384,6 +380,44 @@ pub fn services(identity: &Identity, hash: &str) -> [Service; 3] {
             },
         ),
     ]
+}
+
+/// A member's own address; goes with its record.
+pub fn member_service(identity: &Identity, record: &str, record_uid: &str) -> Service {
+    let mut metadata = meta(identity, record.to_owned());
+    metadata.labels = Some(member_labels(identity, record, false));
+    metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "apps/v1".to_owned(),
+        kind: "StatefulSet".to_owned(),
+        name: record.to_owned(),
+        uid: record_uid.to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }]);
+    let mut selector = pod_selector(identity);
+    selector.insert(names::LABEL_MEMBER.to_owned(), record.to_owned());
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            // Members find each other before they are ready, or they would never be.
+            publish_not_ready_addresses: Some(true),
+            selector: Some(selector),
+            ports: Some(vec![service_port("client", CLIENT_PORT), service_port("peer", PEER_PORT)]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn service_port(name: &str, port: i32) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        port,
+        target_port: Some(IntOrString::Int(port)),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    }
 }
 
 /// The leader that serves.

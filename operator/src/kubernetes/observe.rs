@@ -43,8 +43,11 @@ pub struct Zones(Mutex<HashMap<String, Option<String>>>);
 pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
     let identity = intent.identity();
     let mut seen = Seen::default();
-    let (clusters, sets, pods, claims) = tokio::join!(
+    let budget_name = names::budget(&identity.name);
+    let (clusters, services, budget, sets, pods, claims) = tokio::join!(
         own_object::<ConsistentCluster>(client, identity, &identity.name),
+        list::<Service>(client, identity),
+        own_object::<PodDisruptionBudget>(client, identity, &budget_name),
         list::<StatefulSet>(client, identity),
         list::<core::Pod>(client, identity),
         list::<PersistentVolumeClaim>(client, identity),
@@ -59,7 +62,8 @@ pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
     let sets = sets.unwrap_or_else(|e| unreadable(unread, "member records", &e));
     let pods = pods.unwrap_or_else(|e| unreadable(unread, "pods", &e));
     let claims = claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e));
-    shared_objects(client, identity, &mut seen).await;
+    let services = services.unwrap_or_else(|e| unreadable(unread, "Services", &e));
+    let budget = budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e));
     let zones = zones.of(client, &pods).await;
     for set in sets.iter().filter(|s| is_of_incarnation(&s.metadata, identity)) {
         let uid = set.metadata.uid.as_deref().unwrap_or_default();
@@ -70,6 +74,7 @@ pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
         }
         seen.observation.records.push(record);
     }
+    shared_objects(&services, budget, identity, &mut seen);
     seen.observation.volumes =
         claims.iter().filter(|c| is_of_incarnation(&c.metadata, identity)).filter_map(volume).collect();
     seen
@@ -104,26 +109,26 @@ where
     }))
 }
 
-async fn shared_objects(client: &Client, identity: &Identity, seen: &mut Seen) {
-    let name = &identity.name;
-    let (peer, clients, leader) = (names::peer_service(name), names::client_service(name), names::leader_service(name));
-    let budget_name = names::budget(name);
-    let (peer, clients, leader, budget) = tokio::join!(
-        own_object::<Service>(client, identity, &peer),
-        own_object::<Service>(client, identity, &clients),
-        own_object::<Service>(client, identity, &leader),
-        own_object::<PodDisruptionBudget>(client, identity, &budget_name),
-    );
-    let unread = &mut seen.observation.unread;
-    let mut service = |found: Result<_, _>| found.unwrap_or_else(|e| unreadable(unread, "Services", &e));
-    let services: [Option<Service>; 3] = [service(peer), service(clients), service(leader)];
-    let budget = budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e));
+/// Reads the Services and the budget. What is missing or made by somebody else is not there, and is applied again.
+fn shared_objects(services: &[Service], budget: Option<PodDisruptionBudget>, identity: &Identity, seen: &mut Seen) {
+    let own = |name: &str, owner: &str| {
+        services.iter().find(|s| s.metadata.name.as_deref() == Some(name) && is_controlled_by(&s.metadata, owner))
+    };
+    let cluster = &identity.name;
+    let peer = own(&names::peer_service(cluster), &identity.uid);
+    let shared = [
+        peer,
+        own(&names::client_service(cluster), &identity.uid),
+        own(&names::leader_service(cluster), &identity.uid),
+    ];
+    let stamps = shared.map(|s| annotation(&s?.metadata, names::ANNOTATION_OBJECTS_HASH));
+    let staying = || seen.observation.records.iter().filter(|r| r.deletion == Deletion::No);
+    let complete = staying().all(|record| own(&record.name, &record.uid).is_some());
+    let hash = stamps[0].filter(|first| complete && stamps.iter().all(|s| *s == Some(first))).map(str::to_owned);
     let objects = &mut seen.observation.objects;
-    let mark = services[0].as_ref().and_then(|s| annotation(&s.metadata, names::ANNOTATION_BOOTSTRAPPED));
+    objects.applied_hash = hash;
+    let mark = peer.and_then(|s| annotation(&s.metadata, names::ANNOTATION_BOOTSTRAPPED));
     objects.bootstrapped = mark.and_then(|text| u64::from_str_radix(text, 16).ok()).map(ClusterId);
-    let stamp = |s: &Service| annotation(&s.metadata, names::ANNOTATION_OBJECTS_HASH).map(str::to_owned);
-    let stamps: Vec<Option<String>> = services.iter().map(|s| s.as_ref().and_then(stamp)).collect();
-    objects.applied_hash = stamps[0].clone().filter(|first| stamps.iter().all(|s| s.as_ref() == Some(first)));
     objects.budget_min_available = budget.and_then(|b| match b.spec?.min_available? {
         IntOrString::Int(value) => u32::try_from(value).ok(),
         IntOrString::String(_) => None,
