@@ -123,10 +123,14 @@ impl Peers {
         Peers { local, runtime, peers: BTreeMap::new() }
     }
 
-    /// Takes note of where members are.
+    /// Takes note of where members are, and connects to each: an election must not begin with dialling, and members
+    /// that never talk must still know each other's identities.
     pub(crate) fn set_members(&mut self, config: &Config) {
         for (id, info) in &config.members {
             self.local.learn_urls(*id, &info.peer_urls);
+            if *id != self.local.hello.member {
+                self.peer(*id);
+            }
         }
     }
 
