@@ -97,6 +97,10 @@ impl World {
         let Some(member) = self.members.get_mut(&id).filter(|m| m.life == life) else { return Ok(()) };
         let clock = member.clock;
         let Some(process) = member.process.as_mut() else { return Ok(()) };
+        // A wake that an earlier one replaced would plan another, and so on without end.
+        if process.next_wake.is_some_and(|planned| planned > now) {
+            return Ok(());
+        }
         process.next_wake = None;
         if process.node.deadline() <= clock.read(now) {
             self.input(id, Input::Tick)
