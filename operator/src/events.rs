@@ -3,7 +3,7 @@
 //! Pure. Kubernetes publishes these as Events, local mode prints them.
 
 use quorate_api::{ConditionStatus, ConsistentClusterStatus};
-use quorate_plan::{Blocked, Decision, RetireReason, Step};
+use quorate_plan::{Blocked, Decision, Operation, RetireReason, Step};
 
 use crate::reconcile::{Acted, Pass};
 
@@ -37,7 +37,9 @@ pub fn notes(previous: Option<&ConsistentClusterStatus>, pass: &Pass) -> Vec<Not
     let before = previous.cloned().unwrap_or_default();
     let mut notes: Vec<Note> = step.into_iter().collect();
     notes.extend(leader_note(&before, &pass.status));
-    notes.extend(quorum_note(&before, &pass.status));
+    if pass.plan.report.operation != Some(Operation::Delete) {
+        notes.extend(quorum_note(&before, &pass.status));
+    }
     notes.extend(upgrade_note(&before, pass));
     notes.extend(blocked_note(&before, pass));
     notes.extend(failure_note(&before, pass));

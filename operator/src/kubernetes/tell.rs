@@ -24,7 +24,7 @@ const VOLATILE_EVERY: Duration = Duration::from_secs(30);
 
 pub(super) struct Teller {
     client: Client,
-    recorder: Recorder,
+    reporter: Reporter,
     /// When each cluster's status was last written, and the leader address its Service was last given, by UID.
     known: Mutex<HashMap<String, Known>>,
 }
@@ -38,7 +38,7 @@ struct Known {
 impl Teller {
     pub fn new(client: Client, instance: &str) -> Teller {
         let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(instance.to_owned()) };
-        Teller { recorder: Recorder::new(client.clone(), reporter), client, known: Mutex::default() }
+        Teller { reporter, client, known: Mutex::default() }
     }
 
     pub async fn tell(&self, cluster: &ConsistentCluster, intent: &Intent, pass: &Pass) -> Result<(), kube::Error> {
@@ -65,7 +65,9 @@ impl Teller {
             secondary: None,
         };
         let regarding = cluster.object_ref(&());
-        if let Err(error) = timed(self.recorder.publish(&event, &regarding)).await {
+        // A recorder that is kept would fold this into an earlier Event of the same reason, and lose which member it is about.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        if let Err(error) = timed(recorder.publish(&event, &regarding)).await {
             tracing::warn!(reason = note.reason, "an Event was not published: {error}");
         }
     }
