@@ -34,8 +34,11 @@ fn main() -> ExitCode {
     match quorate_node::run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
-            eprintln!("quorate-node: {error:#}");
+            if tracing::enabled!(tracing::Level::ERROR) {
+                tracing::error!("{error:#}");
+            } else {
+                eprintln!("quorate-node: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,8 @@
 //! Messages between members over TCP.
 //!
-//! Each member dials each other one twice: a control connection for everything small, so that heartbeats and votes never
-//! queue behind entries, and a bulk connection for appends and forwarded proposals. Snapshots dial a connection of their
+//! Each member dials each other one twice: a control connection for everything small, so that votes and answers never
+//! queue behind entries, and a bulk connection for appends and forwarded proposals. Heartbeats follow the appends in
+//! order, by which a leader learns what was lost; only when many bytes wait do they go ahead on the control connection. Snapshots dial a connection of their
 //! own. What cannot be sent now is dropped: the core repeats what matters.
 //!
 //! Must not decide anything about consensus, and must not block the driver.
@@ -31,6 +32,8 @@ use crate::snapshot::Snapshots;
 
 /// Bytes queued for one connection; beyond, messages are dropped as a network would.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
+/// A heartbeat waits behind no more than this.
+const SHORT_QUEUE_BYTES: usize = 256 << 10;
 /// Connections to somebody who is in no configuration are kept this long after the last message: long enough to tell a
 /// member that it was removed.
 const STRANGER_KEPT_US: u64 = 60_000_000;
@@ -87,6 +90,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// What is queued now leaves within a fraction of a heartbeat.
+    fn is_short(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed) && self.queued_bytes.load(Ordering::Relaxed) < SHORT_QUEUE_BYTES
+    }
+
     /// False when the frame was dropped.
     fn push(&self, frame: Frame) -> bool {
         let bytes = frame.size_bytes();
@@ -155,6 +163,7 @@ impl Peers {
         let peer = self.peer(to);
         match msg {
             Msg::Append { .. } => peer.bulk_msgs.push(msg),
+            Msg::Heartbeat { .. } if peer.bulk.is_short() => peer.bulk_msgs.push(msg),
             msg => peer.control_msgs.push(msg),
         }
     }
