@@ -12,9 +12,10 @@ macro_rules! planted {
 }
 #[cfg(not(feature = "mutants"))]
 macro_rules! planted {
-    ($options:expr, $variant:ident) => {
+    ($options:expr, $variant:ident) => {{
+        let _: &Options = &$options;
         false
-    };
+    }};
 }
 
 mod disk;
