@@ -13,10 +13,13 @@ const CLUSTER: [&str; 2] = ["namespace", "name"];
 /// A pass is some API requests and a round to the members.
 const PASS_SECONDS: [f64; 8] = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 5.0, 10.0];
 
+/// Reads one gauge off a pass.
+type Reading = fn(&Pass) -> i64;
+
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    gauges: Vec<(IntGaugeVec, fn(&Pass) -> i64)>,
+    gauges: Vec<(IntGaugeVec, Reading)>,
     waiting: IntGaugeVec,
     errors: IntCounterVec,
     steps: IntCounterVec,
@@ -36,7 +39,7 @@ impl Default for Metrics {
 impl Metrics {
     pub fn new() -> Metrics {
         let registry = Registry::new();
-        let of_cluster: [(&str, &str, fn(&Pass) -> i64); 7] = [
+        let of_cluster: [(&str, &str, Reading); 7] = [
             ("quorum_tolerates", "Voters that may fail now without losing service", |p| {
                 p.status.quorum.as_ref().map_or(0, |q| i64::from(q.tolerates))
             }),

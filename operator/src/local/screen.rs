@@ -101,7 +101,7 @@ impl Screen {
     /// The text if it is news under this key. Numbers alone are not.
     fn changed(&mut self, key: &str, text: String) -> Option<String> {
         let plain: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
-        let is_news = key == "ready" || !self.said.get(key).is_some_and(|known| *known == plain);
+        let is_news = key == "ready" || self.said.get(key).is_none_or(|known| *known != plain);
         let same = self.said.insert(key.to_owned(), if key == "ready" { text.clone() } else { plain });
         (is_news && same.as_deref() != Some(text.as_str()) && !text.is_empty()).then_some(text)
     }
