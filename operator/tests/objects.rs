@@ -27,10 +27,11 @@ fn facts(start: Option<StartAs>, others: &[String]) -> RecordFacts<'_> {
 
 fn golden(name: &str, object: &impl Serialize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.yaml"));
-    let text = serde_yaml_ng::to_string(&serde_json::to_value(object).unwrap()).unwrap();
+    let text = serde_yaml_ng::to_string(&serde_json::to_value(object).expect("plain data"))
+        .expect("plain data has a YAML form");
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &text).unwrap();
+        std::fs::create_dir_all(path.parent().expect("a file in golden/")).expect("the checkout can be written");
+        std::fs::write(&path, &text).expect("the checkout can be written");
     }
     let known = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(known == text, "{} is old; look at the new text, then UPDATE=1:\n{text}", path.display());
