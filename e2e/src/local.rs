@@ -131,13 +131,22 @@ async fn watch(local: &Local, endpoint: &str, key: &str) -> Result<String> {
 
 async fn leader_killed(local: &Local, writer: &Writer) -> Result<String> {
     let leader = local.leader()?;
+    let term = local.term()?;
     let pid = local.member_pid(&leader)?;
     writer.take_gap_ms();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     writer.progress(50, READY_LIMIT).await?;
     let gap = writer.take_gap_ms();
+    // The status on disk may still be the one from before the kill.
+    poll::until("a leader of a later term", READY_LIMIT, POLL, async || {
+        let now = local.term()?;
+        ensure!(now > term, "term {now}, was {term}");
+        Ok(())
+    })
+    .await?;
     local.ready(3).await?;
     let now = local.leader()?;
+    ensure!(now != leader || local.member_pid(&now)? != pid, "{leader} leads as the very process that was killed");
     Ok(format!("{leader} killed, {now} leads, write gap {gap} ms"))
 }
 
@@ -221,6 +230,10 @@ impl Local {
 
     fn leader(&self) -> Result<String> {
         self.status()?["leader"]["name"].as_str().map(str::to_owned).context("the status names no leader")
+    }
+
+    fn term(&self) -> Result<u64> {
+        self.status()?["leader"]["term"].as_u64().context("the status names no leader")
     }
 
     /// Waits until the status says Ready with this many voters, all of them ready.
