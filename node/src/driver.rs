@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -299,10 +299,7 @@ impl Driver {
         let now = clock::now();
         let mut due = self.node.deadline().min(self.published.after(STATUS_EVERY_US));
         due = due.min(self.held.due.unwrap_or(due)).min(self.stopping.unwrap_or(due));
-        match self.inbox.recv_timeout(Duration::from_micros(due.since(now))) {
-            Ok(input) => Some(input),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.inbox.recv_timeout(Duration::from_micros(due.since(now))).ok()
     }
 
     fn token(&mut self) -> Token {

@@ -32,6 +32,9 @@ pub(crate) struct Checkpoint {
     pub view: View,
 }
 
+/// A state and where it stands.
+pub(crate) type Loaded = (SnapMeta, Machine);
+
 /// The directory of checkpoints.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
@@ -43,7 +46,7 @@ pub(crate) struct Snapshots {
 
 impl Snapshots {
     /// Opens the directory and loads the newest checkpoint that is whole.
-    pub(crate) fn open(dir: PathBuf) -> Result<(Arc<Snapshots>, Option<(SnapMeta, Machine)>)> {
+    pub(crate) fn open(dir: PathBuf) -> Result<(Arc<Snapshots>, Option<Loaded>)> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let mut found = list(&dir)?;
         found.reverse();
