@@ -236,6 +236,12 @@ impl Faults {
         let Some(one) = self.rng.pick(&up).copied() else { return Ok(()) };
         // The leader is hit more often than chance would.
         let target = world.leader().filter(|_| self.rng.chance(400)).unwrap_or(one);
+        // A member whose disk is damaged will not start again. A leader that has not noticed yet could take another one
+        // out and make the lost one part of every quorum: nobody can then be elected, and rightly so.
+        let shrinks = matches!(fault, Fault::Demote | Fault::Remove | Fault::Swap | Fault::BadChange);
+        if shrinks && voters.iter().any(|id| world.is_rotten(*id)) {
+            return Ok(());
+        }
         match fault {
             Fault::Storm => {
                 world.net.weather = self.weather();

@@ -464,6 +464,10 @@ impl World {
         members.filter_map(|id| self.members.get(id)).all(|member| member.process.is_some() && same(member))
     }
 
+    pub fn is_rotten(&self, id: MemberId) -> bool {
+        self.members.get(&id).is_some_and(|member| member.is_rotten)
+    }
+
     pub fn is_dead(&self, id: MemberId) -> bool {
         self.members.get(&id).is_some_and(|member| member.is_dead)
     }
