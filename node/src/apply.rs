@@ -11,7 +11,7 @@ use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, Sna
 use quorate_state::{Applied, Command, Machine, View};
 use tokio::sync::oneshot;
 
-use crate::driver::{DriverInput, Entries, Inbox};
+use crate::driver::{DriverInput, Inbox};
 use crate::handle::{CallError, EventBatch, Shared};
 use crate::snapshot::{Checkpoint, Staged};
 
@@ -22,7 +22,7 @@ const REQUEST_HEADER_BYTES: usize = 16;
 const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
 
 pub(crate) enum ApplyInput {
-    Entries(Entries),
+    Entries(Vec<Entry>),
     ReadAt {
         index: Index,
         sender: oneshot::Sender<Result<Arc<View>, CallError>>,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_raft::Node;
 use quorate_raft::io::{Change, Effect, Event, Input, Outcome, ReadMode, Refusal};
-use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
+use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
 use quorate_raft::wire::Msg;
 use quorate_state::View;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -737,6 +737,3 @@ fn refused(refusal: Refusal) -> CallError {
         other => CallError::Refused(other),
     }
 }
-
-/// Entries handed to the apply thread; re-exported for its signature.
-pub(crate) type Entries = Vec<Entry>;

@@ -1,24 +1,21 @@
-//! The only source of chance in a run: SplitMix64, seeded once.
-//!
-//! Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+//! The only source of chance in a run: the log's SplitMix64, seeded once, with what only a simulation draws.
+
+use quorate_log::faulty::SplitMix;
 
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng(SplitMix);
 
 impl Rng {
     pub fn new(seed: u64) -> Rng {
-        Rng(seed)
+        Rng(SplitMix::new(seed))
     }
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
-    /// Uniform in `0..bound`; `bound` must not be 0. The bias of the plain remainder does not matter here.
+    /// Uniform in `0..bound`. The bias of the plain remainder does not matter here.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next_u64() % bound
+        assert!(bound > 0, "there is a number to draw");
+        self.0.below(bound)
     }
     /// Uniform in `low..=high`.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
@@ -37,6 +34,6 @@ impl Rng {
     }
     /// A generator of its own for one part, so that drawing more there moves nothing elsewhere.
     pub fn fork(&mut self) -> Rng {
-        Rng(self.next_u64())
+        Rng::new(self.next_u64())
     }
 }
