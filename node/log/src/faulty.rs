@@ -2,7 +2,8 @@
 //!
 //! Deterministic: every choice comes from a seed. Single thread; clones share one disk, so that a test keeps a handle
 //! while the log owns another. Models: process crash (page cache survives), power loss (unsynced sectors and names survive
-//! in any subset, sectors may tear), failed flush (pages marked clean, content lost), full disk, rot, misdirected writes.
+//! in any subset, sectors may tear), failed flush (pages marked clean, content lost), a flush that lies, failing reads and
+//! writes, full disk, rot, misdirected writes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,8 +124,9 @@ impl Inode {
         self.lying.clear();
     }
 
-    fn lose_power(&mut self, survival: Survival, rng: &mut SplitMix) {
-        let length = self.cache.len();
+    /// Gives the number of sectors torn.
+    fn lose_power(&mut self, survival: Survival, rng: &mut SplitMix) -> u64 {
+        let (length, mut torn) = (self.cache.len(), 0);
         for sector in std::mem::take(&mut self.dirty) {
             match survival {
                 Survival::Nothing => {}
@@ -132,7 +134,10 @@ impl Inode {
                 Survival::Subset => match rng.below(8) {
                     0..=3 => {}
                     4..=6 => self.persist(sector),
-                    _ => self.tear(sector, rng),
+                    _ => {
+                        torn += 1;
+                        self.tear(sector, rng);
+                    }
                 },
             }
         }
@@ -141,6 +146,13 @@ impl Inode {
             self.medium.resize(length, 0);
         }
         self.forget();
+        torn
+    }
+
+    /// A flush that reports success and keeps nothing.
+    fn lie(&mut self) {
+        let dirty = std::mem::take(&mut self.dirty);
+        self.lying.extend(dirty);
     }
 
     /// Only the first bytes of the sector are new.
@@ -195,6 +207,12 @@ struct State {
     crash_at: Option<u64>,
     crashed: bool,
     fail_next_sync: bool,
+    fail_next_read: bool,
+    fail_next_write: bool,
+    /// Files whose flushes report success and keep nothing, by their prefix.
+    lying: Option<String>,
+    /// Sectors torn by losses of power.
+    torn: u64,
     rng: Option<SplitMix>,
 }
 
@@ -259,15 +277,55 @@ impl FaultyDisk {
     pub fn fail_next_sync(&self) {
         self.0.borrow_mut().fail_next_sync = true;
     }
-    /// Ends every fault that is on order: no failing flush, no limit of room.
+    /// The next read fails, once.
+    pub fn fail_next_read(&self) {
+        self.0.borrow_mut().fail_next_read = true;
+    }
+    /// The next write fails, once; nothing of it is there.
+    pub fn fail_next_write(&self) {
+        self.0.borrow_mut().fail_next_write = true;
+    }
+    /// From now on flushes of files whose name begins so report success and keep nothing, as a cache without a battery.
+    pub fn lie_about(&self, prefix: Option<&str>) {
+        self.0.borrow_mut().lying = prefix.map(str::to_owned);
+    }
+    /// What flushes lied about reaches the medium after all.
+    pub fn own_up(&self) {
+        let mut state = self.0.borrow_mut();
+        for inode in state.inodes.values_mut() {
+            for sector in std::mem::take(&mut inode.lying) {
+                inode.persist(sector);
+            }
+        }
+    }
+    /// Whether flushes that lied have something to lose.
+    pub fn has_lied(&self) -> bool {
+        self.0.borrow().inodes.values().any(|inode| !inode.lying.is_empty())
+    }
+    /// Whether the machine died in the middle of an operation and was not started again.
+    pub fn is_crashed(&self) -> bool {
+        self.0.borrow().crashed
+    }
+    /// How many sectors losses of power tore so far.
+    pub fn torn_count(&self) -> u64 {
+        self.0.borrow().torn
+    }
+    /// Ends every fault that is on order: nothing fails or lies, no limit of room.
     pub fn heal(&self) {
         let mut state = self.0.borrow_mut();
         state.fail_next_sync = false;
+        state.fail_next_read = false;
+        state.fail_next_write = false;
+        state.lying = None;
         state.capacity_bytes = None;
     }
     /// Limits the sum of file lengths.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.0.borrow_mut().capacity_bytes = bytes;
+    }
+    /// Whether there is a limit of room.
+    pub fn is_limited(&self) -> bool {
+        self.0.borrow().capacity_bytes.is_some()
     }
     /// Sum of all file lengths.
     pub fn used_bytes(&self) -> u64 {
@@ -291,7 +349,7 @@ impl FaultyDisk {
         let state = &mut *guard;
         let rng = state.rng.as_mut().expect("a disk always has its generator");
         for inode in state.inodes.values_mut() {
-            inode.lose_power(survival, rng);
+            state.torn += inode.lose_power(survival, rng);
         }
         let mut names = std::mem::take(&mut state.durable_names);
         for op in state.name_ops.drain(..) {
@@ -356,6 +414,8 @@ impl State {
         self.crashed = false;
         self.crash_at = None;
         self.fail_next_sync = false;
+        self.fail_next_read = false;
+        self.fail_next_write = false;
         let used: BTreeSet<u64> = self
             .names
             .values()
@@ -477,6 +537,9 @@ impl Disk for FaultyDisk {
     fn read_at(&mut self, file: FileId, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         let (name, inode) = state.file(file)?;
+        if std::mem::take(&mut state.fail_next_read) {
+            return Err(io::Error::other("simulated EIO"));
+        }
         let start = offset_bytes as usize;
         let cache = &state.inode(inode)?.cache;
         let bytes = cache
@@ -491,6 +554,9 @@ impl Disk for FaultyDisk {
         let (name, inode) = state.file(file)?;
         let len_bytes = bytes.len();
         let dies = state.begin(|| Op::Write { name, offset_bytes, len_bytes })?;
+        if std::mem::take(&mut state.fail_next_write) {
+            return Err(io::Error::other("simulated EIO"));
+        }
         // A process that dies in the middle of a write has handed over a part of it.
         let handed = if dies {
             let rng = state.rng.as_mut().expect("a disk always has its generator");
@@ -505,6 +571,7 @@ impl Disk for FaultyDisk {
     fn datasync(&mut self, file: FileId) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         let (name, inode) = state.file(file)?;
+        let lies = state.lying.as_ref().is_some_and(|prefix| name.starts_with(prefix.as_str()));
         let dies = state.begin(|| Op::Datasync { name })?;
         if std::mem::take(&mut state.fail_next_sync) {
             let mut rng = state.rng.take().expect("a disk always has its generator");
@@ -513,7 +580,9 @@ impl Disk for FaultyDisk {
             failed?;
             return Err(io::Error::other("simulated EIO"));
         }
-        if !dies {
+        if lies && !dies {
+            state.inode(inode)?.lie();
+        } else if !dies {
             state.inode(inode)?.sync();
         }
         State::end(dies)
@@ -552,6 +621,7 @@ impl Disk for FaultyDisk {
         state.name_ops.push(NameOp::Unlink { name: name.to_owned() });
         State::end(dies)
     }
+
 
     fn sync_dir(&mut self) -> io::Result<()> {
         let mut state = self.0.borrow_mut();

@@ -22,6 +22,7 @@ mod disk;
 mod error;
 pub mod faulty;
 pub mod format;
+mod identity;
 mod log;
 #[cfg(feature = "mutants")]
 pub mod mutant;
@@ -31,5 +32,6 @@ mod recover;
 pub use disk::{Disk, FileId};
 pub use error::{Identity, LogError, Verdict};
 pub use faulty::FaultyDisk;
+pub use identity::{Boot, Imposture, judge};
 pub use log::{Log, Options, SEGMENT_BYTES_DEFAULT};
 pub use real::RealDisk;

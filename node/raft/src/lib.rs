@@ -35,6 +35,7 @@ pub mod codec;
 mod durable;
 #[cfg(test)]
 mod exhaustive;
+pub mod frame;
 pub mod io;
 mod log;
 pub mod membership;
