@@ -41,6 +41,8 @@ pub trait Disk: fmt::Debug {
     /// Atomically replaces `to`.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&mut self, name: &str) -> io::Result<()>;
+    /// Bytes that may still be allocated on the volume this directory is on.
+    fn free_bytes(&mut self) -> io::Result<u64>;
     /// Makes all names durable.
     fn sync_dir(&mut self) -> io::Result<()>;
 }

@@ -622,6 +622,13 @@ impl Disk for FaultyDisk {
         State::end(dies)
     }
 
+    fn free_bytes(&mut self) -> io::Result<u64> {
+        let state = self.0.borrow();
+        if state.crashed {
+            return Err(crashed_error());
+        }
+        Ok(state.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
+    }
 
     fn sync_dir(&mut self) -> io::Result<()> {
         let mut state = self.0.borrow_mut();

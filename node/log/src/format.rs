@@ -120,6 +120,26 @@ impl SegmentHeader {
         })
     }
 
+    /// Unique per segment and boot, and never shown to a client; that is all the salt is for.
+    pub fn salt_of(boot_nonce: u64, segment_id: u64) -> u64 {
+        boot_nonce ^ segment_id.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The fields as they stand in a block that is not sealed: a repair judges which of them to believe.
+    ///
+    /// # Panics
+    /// When the block is shorter than a block.
+    pub fn read_unsealed(block: &[u8]) -> SegmentHeader {
+        let mut b = &block[8..BLOCK_BYTES];
+        SegmentHeader {
+            identity: get_identity(&mut b),
+            segment_id: b.get_u64_le(),
+            salt: b.get_u64_le(),
+            first_seq: b.get_u64_le(),
+            chain: b.get_u32_le(),
+        }
+    }
+
     fn seed(&self) -> u32 {
         (self.salt >> 32) as u32 ^ self.salt as u32
     }
@@ -134,6 +154,30 @@ pub struct Held {
     pub last_term: Term,
     /// CRC over the CRCs of the entries.
     pub entries_crc: u32,
+}
+
+impl Held {
+    /// What a batch holds that held this before and appends these.
+    pub(crate) fn and(self, entries: &[Entry]) -> Held {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return self };
+        let mut buffer = BytesMut::new();
+        let crc = entries.iter().fold(0, |crc, entry| {
+            buffer.clear();
+            encode_stored_entry(entry, crc, &mut buffer)
+        });
+        self.with(first.index, last, crc)
+    }
+
+    /// The same with the CRC over the entries' CRCs at hand.
+    pub(crate) fn with(self, first_index: Index, last: &Entry, crc: u32) -> Held {
+        let follows = self.first_index != 0 && self.last_index + 1 == first_index;
+        Held {
+            first_index: if follows { self.first_index } else { first_index },
+            last_index: last.index,
+            last_term: last.term,
+            entries_crc: crc32c::crc32c_append(if follows { self.entries_crc } else { 0 }, &crc.to_le_bytes()),
+        }
+    }
 }
 
 /// Header of one batch: one write and one flush.
@@ -224,6 +268,23 @@ fn get_held(b: &mut &[u8]) -> Held {
     let span = u64::from(b.get_u32_le());
     let entries_crc = b.get_u32_le();
     Held { first_index, last_index: first_index.saturating_add(span), last_term: b.get_u64_le(), entries_crc }
+}
+
+/// With which seed the CRC of the batch header at the front of these bytes was begun, if they are one: the CRC is run
+/// backwards over the header. Whether they are one is the reader's to judge, by decoding under a salt of this seed.
+pub(crate) fn first_batch_seed(bytes: &[u8]) -> Option<u32> {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let header = bytes.get(..HEADER_BYTES)?;
+    let mut table = [0u32; 256];
+    for (at, item) in table.iter_mut().enumerate() {
+        *item = (0..8).fold(at as u32, |crc, _| (crc >> 1) ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 });
+    }
+    let crc = u32::from_le_bytes(header[HEADER_BYTES - 4..].try_into().ok()?);
+    let before = header[..HEADER_BYTES - 4].iter().rev().try_fold(!crc, |state, byte| {
+        let at = table.iter().position(|item| item >> 24 == state >> 24)?;
+        Some(((state ^ table[at]) << 8) | (at as u32 ^ u32::from(*byte)))
+    })?;
+    Some(!before)
 }
 
 /// Length on disk of a batch with a body of this many bytes.

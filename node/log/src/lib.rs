@@ -2,7 +2,7 @@
 //!
 //! `FORMAT.md` draws the bytes. [`Log`] is written against [`Disk`], so production ([`RealDisk`]) and simulator
 //! ([`FaultyDisk`]) run the same code. Must not know the network, the clock or what an entry means. Left out in this
-//! version: repair of rot from other members, reuse of dropped segments.
+//! version: reuse of dropped segments.
 
 #[cfg(feature = "mutants")]
 macro_rules! planted {
@@ -28,10 +28,14 @@ mod log;
 pub mod mutant;
 mod real;
 mod recover;
+mod repair;
+mod scrub;
 
 pub use disk::{Disk, FileId};
 pub use error::{Identity, LogError, Verdict};
 pub use faulty::FaultyDisk;
 pub use identity::{Boot, Imposture, judge};
-pub use log::{Log, Options, SEGMENT_BYTES_DEFAULT};
+pub use log::{Log, Options, SEGMENT_BYTES_DEFAULT, Space};
 pub use real::RealDisk;
+pub use repair::{ASIDE_SUFFIX, Mended, Progress, Repair, Wanted};
+pub use scrub::{Scrub, Scrubbed};

@@ -23,10 +23,15 @@ pub(crate) const META_NAME: &str = "meta";
 pub(crate) const UNFINISHED_SUFFIX: &str = ".new";
 const META_NEW_NAME: &str = "meta.new";
 const SPARE_NAME: &str = "spare.new";
+/// A segment's worth of zeros, kept for the day the volume is full: votes, truncations, marks and the entries of a leader
+/// go on in it while clients are refused.
+pub(crate) const RESERVE_NAME: &str = "reserve";
 /// Default length of a segment. Filling it ahead with zeros halves the latency of a flush.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Zeros written ahead by one call of [`Log::tend`]: small, so that an append never waits long behind it.
 const TEND_CHUNK_BYTES: u64 = 1 << 20;
+/// The same beside appends: a fraction of what one flush takes.
+const PACE_CHUNK_BYTES: u64 = 256 << 10;
 /// Dropped segments that may wait for [`Log::tend`] before `append` removes one itself.
 const REMOVALS_WAITING_MAX: usize = 4;
 /// A batch keeps its length in 32 bits. The core's budgets are far below.
@@ -220,6 +225,17 @@ struct Spare {
     synced: bool,
 }
 
+/// How much room the volume has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    /// Free on the volume.
+    pub free_bytes: u64,
+    /// Set aside in files of this log that hold nothing yet.
+    pub reserved_bytes: u64,
+    /// Nothing that grows may be accepted any more: what is left is for votes and for what makes room.
+    pub is_low: bool,
+}
+
 /// A durable log on a disk.
 ///
 /// # Invariants
@@ -232,7 +248,8 @@ pub struct Log<D> {
     generation: u64,
     meta_file: FileId,
     meta_write_no: u64,
-    meta_durable_seq: u64,
+    /// What each slot says was durable.
+    meta_durable: [u64; 2],
     /// Slot that is written next.
     meta_slot: usize,
     hard: HardState,
@@ -241,6 +258,7 @@ pub struct Log<D> {
     segments: Segments,
     tail: Tail,
     spare: Option<Spare>,
+    has_reserve: bool,
     removals: VecDeque<u64>,
     last_write: WriteSeq,
     buffer: BytesMut,
@@ -273,12 +291,15 @@ impl<D: Disk> Log<D> {
         if names.iter().any(|name| name == META_NAME) {
             return Err(LogError::Exists);
         }
-        for name in names.iter().filter(|n| n.ends_with(UNFINISHED_SUFFIX) || segment_id_of(n).is_some()) {
+        let is_remains =
+            |n: &&String| n.ends_with(UNFINISHED_SUFFIX) || *n == RESERVE_NAME || segment_id_of(n).is_some();
+        for name in names.iter().filter(is_remains) {
             disk.remove(name).map_err(failed("removing", name))?;
         }
         let hard = HardState::default();
         let place = Place { segment_id: 1, first_seq: 1, chain: 0, held: Held::default() };
-        let tail = start_segment(&mut disk, &options, &identity, &place, &hard, &bootstrap, 0, &mut None)?;
+        let tail =
+            start_segment(&mut disk, &options, &identity, &place, &hard, &bootstrap, 0, (&mut None, &mut false))?;
         let meta_file = write_first_meta(&mut disk, &options, &identity, hard, tail.seq)?;
         let mut segments = Segments::default();
         segments.open(1);
@@ -289,7 +310,7 @@ impl<D: Disk> Log<D> {
             generation: 1,
             meta_file,
             meta_write_no: 1,
-            meta_durable_seq: tail.seq,
+            meta_durable: [tail.seq; 2],
             meta_slot: 1,
             hard,
             shape: Shape::new(&bootstrap, &[]),
@@ -297,6 +318,7 @@ impl<D: Disk> Log<D> {
             segments,
             tail,
             spare: None,
+            has_reserve: false,
             removals: VecDeque::new(),
             last_write: WriteSeq(0),
             buffer: BytesMut::new(),
@@ -328,7 +350,7 @@ impl<D: Disk> Log<D> {
             generation: found.next_generation,
             meta_file: found.meta_file,
             meta_write_no: found.meta.write_no,
-            meta_durable_seq: found.meta.durable_seq,
+            meta_durable: [0; 2],
             meta_slot: found.meta_slot,
             hard: found.hard,
             shape: Shape::new(&recovered.snapshot, &recovered.entries),
@@ -336,6 +358,7 @@ impl<D: Disk> Log<D> {
             segments: found.segments,
             tail: found.tail,
             spare: None,
+            has_reserve: found.has_reserve,
             removals: VecDeque::new(),
             last_write: WriteSeq(0),
             buffer: BytesMut::new(),
@@ -370,7 +393,7 @@ impl<D: Disk> Log<D> {
         }
         let result = self.write_staged(len_bytes, staged);
         // Whatever failed, bytes may be on disk or not: nobody may rely on a second try.
-        self.stopped = result.is_err();
+        self.stopped = result.is_err() && !planted!(self.options, ErrorDoesNotStop);
         result
     }
 
@@ -384,10 +407,10 @@ impl<D: Disk> Log<D> {
     /// # Durability
     /// A mark this adds is durable on return.
     pub fn adopt_engine(&mut self, recovered: &mut Recovered, engine: &SnapMeta) -> Result<(), LogError> {
-        if engine.index < self.mark.index {
+        if engine.index < self.mark.index && !planted!(self.options, EngineBehindAccepted) {
             return Err(LogError::EngineBehind { engine: engine.index, mark: self.mark.index });
         }
-        if self.shape.holds(engine) {
+        if self.shape.holds(engine) || planted!(self.options, EngineBeyondLogIgnored) {
             return Ok(());
         }
         let mut batch = Vec::new();
@@ -437,16 +460,25 @@ impl<D: Disk> Log<D> {
     }
 
     fn write_staged(&mut self, len_bytes: usize, staged: Staged) -> Result<(), LogError> {
+        if planted!(self.options, ClearedBeforeMark)
+            && let Some(mark) = &staged.mark
+        {
+            self.removals.extend(self.segments.drop_behind(mark.index));
+            while !self.removals.is_empty() {
+                self.remove_one()?;
+            }
+        }
         let header = self.tail.next_header(&self.buffer[HEADER_BYTES..], staged.hard.term, staged.held);
         self.buffer.resize(len_bytes, 0);
         let crc = header.encode_into(&mut self.buffer, &self.tail.header);
         let name = segment_name(self.tail.header.segment_id);
         self.disk.write_at(self.tail.file, self.tail.offset_bytes, &self.buffer).map_err(failed("writing", &name))?;
         if !planted!(self.options, AppendWithoutFlush) {
-            let flushed = self.disk.datasync(self.tail.file);
-            if !planted!(self.options, FlushErrorIgnored) {
-                flushed.map_err(failed("flushing", &name))?;
+            let mut flushed = self.disk.datasync(self.tail.file);
+            if planted!(self.options, FlushErrorIgnored) && flushed.is_err() {
+                flushed = self.disk.datasync(self.tail.file);
             }
+            flushed.map_err(failed("flushing", &name))?;
         }
         self.tail.seq += 1;
         self.tail.chain = crc;
@@ -458,7 +490,7 @@ impl<D: Disk> Log<D> {
         for step in staged.segment_steps {
             step.apply(&mut self.segments);
         }
-        if staged.has_hard {
+        if staged.has_hard && !planted!(self.options, VoteSentAfterOneCopy) {
             self.write_meta()?;
         }
         if let Some(mark) = staged.mark {
@@ -491,7 +523,7 @@ impl<D: Disk> Log<D> {
             &self.hard,
             &self.mark,
             batch_bytes,
-            &mut self.spare,
+            (&mut self.spare, &mut self.has_reserve),
         );
         match tail {
             Ok(tail) => {
@@ -521,34 +553,86 @@ impl<D: Disk> Log<D> {
         self.disk.write_at(self.meta_file, offset_bytes, &slot.encode()).map_err(failed("writing", META_NAME))?;
         self.disk.datasync(self.meta_file).map_err(failed("flushing", META_NAME))?;
         self.meta_write_no = slot.write_no;
-        self.meta_durable_seq = slot.durable_seq;
-        self.meta_slot = 1 - self.meta_slot;
+        self.meta_durable[self.meta_slot] = slot.durable_seq;
+        if !planted!(self.options, NewerSlotOverwritten) {
+            self.meta_slot = 1 - self.meta_slot;
+        }
         Ok(())
     }
 
     /// Notes durably that the last batch was durable, so that damage to it is later known as rot and never cut.
-    /// Worth a call after a quiet while; costs one flush, or nothing when already noted.
+    /// Worth a call after a quiet while; costs two flushes, or nothing when already noted.
     pub fn seal_tail(&mut self) -> Result<(), LogError> {
         if self.stopped {
             return Err(LogError::Stopped);
         }
-        if self.meta_durable_seq == self.tail.seq {
+        if planted!(self.options, SealNotWritten) {
             return Ok(());
         }
-        let result = self.write_meta();
+        // In both slots, so that the loss of one does not take the knowledge with it.
+        for _ in 0..self.meta_durable.len() {
+            if self.meta_durable.iter().any(|durable| *durable < self.tail.seq) {
+                let result = self.write_meta();
+                self.stopped = result.is_err();
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does one small piece of work that is not urgent: removes a dropped segment, or fills the reserve and then the next
+    /// segment with zeros. Returns whether more is waiting. The log thread calls it when it has nothing to append.
+    pub fn tend(&mut self) -> Result<bool, LogError> {
+        self.tend_a_little(TEND_CHUNK_BYTES)
+    }
+
+    /// The same under load, called after an append: does so much that the next segment is ready before it is needed.
+    pub fn tend_in_pace(&mut self) -> Result<(), LogError> {
+        let filled_bytes = self.spare.as_ref().map_or(0, |spare| spare.filled_bytes);
+        let wanted_bytes = if self.has_reserve { 2 * self.tail.offset_bytes } else { self.options.segment_bytes };
+        let is_due = filled_bytes < wanted_bytes.min(self.options.segment_bytes) || !self.removals.is_empty();
+        if is_due || (self.spare.as_ref().is_some_and(|spare| spare.synced) && !self.has_reserve) {
+            self.tend_a_little(PACE_CHUNK_BYTES)?;
+        }
+        Ok(())
+    }
+
+    fn tend_a_little(&mut self, chunk_bytes: u64) -> Result<bool, LogError> {
+        if self.stopped {
+            return Err(LogError::Stopped);
+        }
+        let is_spare_ready = self.spare.as_ref().is_some_and(|spare| spare.synced);
+        let result = if !self.removals.is_empty() {
+            self.remove_one()
+        } else if is_spare_ready && !self.has_reserve {
+            self.set_aside()
+        } else {
+            self.fill_spare(chunk_bytes)
+        };
         self.stopped = result.is_err();
         result
     }
 
-    /// Does one small piece of work that is not urgent: removes a dropped segment or fills the next one with zeros.
-    /// Returns whether more is waiting. The log thread calls it when it has nothing to append.
-    pub fn tend(&mut self) -> Result<bool, LogError> {
-        if self.stopped {
-            return Err(LogError::Stopped);
+    /// The spare becomes the reserve. Its name is given only now that its zeros are durable, so a reserve found at open
+    /// is whole.
+    fn set_aside(&mut self) -> Result<bool, LogError> {
+        if let Some(spare) = self.spare.take() {
+            self.disk.close(spare.file);
+            self.disk.rename(SPARE_NAME, RESERVE_NAME).map_err(failed("renaming", RESERVE_NAME))?;
+            self.disk.sync_dir().map_err(failed("flushing the directory after creating", RESERVE_NAME))?;
+            self.has_reserve = true;
         }
-        let result = if self.removals.is_empty() { self.fill_spare() } else { self.remove_one() };
-        self.stopped = result.is_err();
-        result
+        Ok(true)
+    }
+
+    /// Room on the volume. Growth ends while the reserve and one more segment are still to be had: what is promised later
+    /// (votes, truncations, marks, a leader's entries) needs them.
+    pub fn space(&mut self) -> Result<Space, LogError> {
+        let free_bytes = self.disk.free_bytes().map_err(failed("measuring the volume of", "."))?;
+        let spare_bytes = self.spare.as_ref().map_or(0, |spare| spare.filled_bytes);
+        let reserved_bytes = spare_bytes + if self.has_reserve { self.options.segment_bytes } else { 0 };
+        let is_low = free_bytes.saturating_add(reserved_bytes) < 2 * self.options.segment_bytes;
+        Ok(Space { free_bytes, reserved_bytes, is_low: is_low && !planted!(self.options, LowSpaceNotSeen) })
     }
 
     fn remove_one(&mut self) -> Result<bool, LogError> {
@@ -559,8 +643,13 @@ impl<D: Disk> Log<D> {
         Ok(true)
     }
 
-    fn fill_spare(&mut self) -> Result<bool, LogError> {
+    fn fill_spare(&mut self, chunk_bytes: u64) -> Result<bool, LogError> {
         let Some(mut spare) = self.spare.take() else {
+            // Begun only when it can be finished: a full volume must not be filled to its last byte by zeros.
+            let free_bytes = self.disk.free_bytes().map_err(failed("measuring the volume of", "."))?;
+            if free_bytes < self.options.segment_bytes {
+                return Ok(false);
+            }
             match self.disk.create(SPARE_NAME, 0) {
                 Ok(file) => self.spare = Some(Spare { file, filled_bytes: 0, synced: false }),
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(false),
@@ -569,7 +658,7 @@ impl<D: Disk> Log<D> {
             return Ok(true);
         };
         let left_bytes = self.options.segment_bytes.saturating_sub(spare.filled_bytes);
-        let chunk_bytes = left_bytes.min(TEND_CHUNK_BYTES);
+        let chunk_bytes = left_bytes.min(chunk_bytes);
         if chunk_bytes > 0 {
             match self.disk.zero_fill(spare.file, spare.filled_bytes, chunk_bytes) {
                 Ok(()) => {}
@@ -585,7 +674,7 @@ impl<D: Disk> Log<D> {
             spare.filled_bytes += chunk_bytes;
         }
         spare.synced = spare.filled_bytes >= self.options.segment_bytes;
-        let more = !spare.synced;
+        let more = !spare.synced || !self.has_reserve;
         self.spare = Some(spare);
         Ok(more)
     }
@@ -676,16 +765,7 @@ impl Staged {
             Record::Append(entries) => {
                 let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
                 self.segment_steps.push(SegmentStep::Appended(last.index));
-                let follows = self.held.first_index != 0 && self.held.last_index + 1 == first.index;
-                self.held = Held {
-                    first_index: if follows { self.held.first_index } else { first.index },
-                    last_index: last.index,
-                    last_term: last.term,
-                    entries_crc: crc32c::crc32c_append(
-                        if follows { self.held.entries_crc } else { 0 },
-                        &entries_crc.to_le_bytes(),
-                    ),
-                };
+                self.held = self.held.with(first.index, last, entries_crc);
             }
             Record::TruncateTo(index) => self.segment_steps.push(SegmentStep::Truncated(*index)),
             Record::SnapshotMark(meta) => {
@@ -716,10 +796,9 @@ fn start_segment<D: Disk>(
     hard: &HardState,
     mark: &SnapMeta,
     room_bytes: u64,
-    spare: &mut Option<Spare>,
+    ahead: (&mut Option<Spare>, &mut bool),
 ) -> Result<Tail, LogError> {
-    // Unique per segment and boot, and never shown to a client; that is all the salt is for.
-    let salt = options.boot_nonce ^ place.segment_id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let salt = SegmentHeader::salt_of(options.boot_nonce, place.segment_id);
     let header = SegmentHeader {
         identity: *identity,
         segment_id: place.segment_id,
@@ -749,7 +828,7 @@ fn start_segment<D: Disk>(
     tail.chain = batch_header.encode_into(&mut batch, &tail.header);
     let needed_bytes = (BLOCK_BYTES + batch_bytes) as u64 + room_bytes;
     tail.len_bytes = needed_bytes.max(options.segment_bytes);
-    let unfinished = take_file(disk, place.segment_id, tail.len_bytes, spare)?;
+    let unfinished = take_file(disk, options, place.segment_id, tail.len_bytes, ahead)?;
     tail.file = unfinished.0;
     let mut front = BytesMut::from(&tail.header.encode()[..]);
     front.extend_from_slice(&batch);
@@ -766,12 +845,13 @@ fn start_segment<D: Disk>(
     Ok(tail)
 }
 
-/// The spare when it is ready and long enough, else a new file.
+/// The spare when it is ready and long enough, else a new file, else, on a full volume, the reserve.
 fn take_file<D: Disk>(
     disk: &mut D,
+    options: &Options,
     segment_id: u64,
     len_bytes: u64,
-    spare: &mut Option<Spare>,
+    (spare, has_reserve): (&mut Option<Spare>, &mut bool),
 ) -> Result<(FileId, String), LogError> {
     if spare.as_ref().is_some_and(|s| s.synced && s.filled_bytes >= len_bytes)
         && let Some(ready) = spare.take()
@@ -784,6 +864,11 @@ fn take_file<D: Disk>(
         Err(source) if source.kind() == io::ErrorKind::StorageFull => {
             // A later try must find the name free. If even this fails, the next creation says so.
             let _ = disk.remove(&name);
+            if *has_reserve && len_bytes <= options.segment_bytes && !planted!(options, ReserveNotUsed) {
+                let file = disk.open(RESERVE_NAME).map_err(failed("opening", RESERVE_NAME))?;
+                *has_reserve = false;
+                return Ok((file, RESERVE_NAME.to_owned()));
+            }
             Err(LogError::NoSpace { file: name, wanted_bytes: len_bytes, source })
         }
         Err(source) => Err(failed("creating", &name)(source)),

@@ -22,8 +22,8 @@ const ZERO_CHUNK_BYTES: usize = 1 << 20;
 pub struct RealDisk {
     dir: PathBuf,
     dir_handle: File,
-    /// Held for its lock.
-    _lock: File,
+    /// Held for its lock; `None` beside the process's own handle.
+    _lock: Option<File>,
     files: BTreeMap<FileId, File>,
     next_file: u32,
 }
@@ -43,10 +43,16 @@ impl RealDisk {
         Ok(RealDisk {
             dir: dir.to_path_buf(),
             dir_handle: File::open(dir)?,
-            _lock: lock,
+            _lock: Some(lock),
             files: BTreeMap::new(),
             next_file: 0,
         })
+    }
+
+    /// A second handle for a process that holds the lock already: a scrub reads files nobody writes any more.
+    pub fn beside(dir: &Path) -> io::Result<RealDisk> {
+        let dir_handle = File::open(dir)?;
+        Ok(RealDisk { dir: dir.to_path_buf(), dir_handle, _lock: None, files: BTreeMap::new(), next_file: 0 })
     }
 
     fn file(&self, file: FileId) -> io::Result<&File> {
@@ -136,6 +142,11 @@ impl Disk for RealDisk {
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         std::fs::remove_file(self.dir.join(name))
+    }
+
+    fn free_bytes(&mut self) -> io::Result<u64> {
+        let volume = rustix::fs::fstatvfs(&self.dir_handle)?;
+        Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {

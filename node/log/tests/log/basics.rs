@@ -1,145 +1,15 @@
 //! What `append` returned `Ok` for is there: after every crash point, torn length and flipped byte.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use bytes::Bytes;
 use quorate_log::faulty::{Op, SECTOR_BYTES, SplitMix, Survival};
 use quorate_log::format::{BLOCK_BYTES, BatchHeader, MetaSlot, SegmentHeader, decode_records};
-use quorate_log::{FaultyDisk, Identity, Log, LogError, Options, RealDisk, Verdict};
-use quorate_raft::types::{
-    Config, ConfigAt, Entry, HardState, MemberId, MemberInfo, Payload, Record, Recovered, SnapMeta, WriteSeq,
-};
+use quorate_log::{FaultyDisk, Identity, Log, LogError, RealDisk, Verdict};
+use quorate_raft::types::{HardState, MemberId, Record, WriteSeq};
 
-const ID: Identity = Identity { cluster_id: 0xC1, member_id: 0xA1, incarnation: 3 };
-
-fn options(nonce: u64) -> Options {
-    Options { segment_bytes: 40 << 10, ..Options::new(nonce) }
-}
-
-fn config(ids: &[u64]) -> Config {
-    let ids: BTreeSet<MemberId> = ids.iter().map(|id| MemberId(*id)).collect();
-    let info = |id: &MemberId| MemberInfo { name: format!("m{id}"), ..MemberInfo::default() };
-    let members: BTreeMap<_, _> = ids.iter().map(|id| (*id, info(id))).collect();
-    Config { voters: ids, members, ..Config::default() }
-}
-
-fn mark(index: u64, term: u64) -> SnapMeta {
-    SnapMeta { index, term, config: config(&[1, 2, 3]), config_at: ConfigAt { incarnation: 3, term: 0, index: 0 } }
-}
-
-fn entry(term: u64, index: u64, size: usize) -> Entry {
-    let payload = match index % 7 {
-        0 => Payload::Noop,
-        1 => Payload::Config(config(&[1, index + 1])),
-        _ => Payload::Data(Bytes::from(vec![(index * 31 + term) as u8; size])),
-    };
-    Entry { term, index, payload }
-}
-
-fn hard(term: u64, vote: u64) -> Record {
-    Record::HardState(HardState { term, vote: (vote != 0).then_some(MemberId(vote)) })
-}
-
-/// What a log should hold, by the words of `Record` alone.
-#[derive(Clone, PartialEq, Debug)]
-struct Model {
-    hard: HardState,
-    mark: SnapMeta,
-    entries: Vec<Entry>,
-}
-
-impl Model {
-    fn new() -> Model {
-        Model { hard: HardState::default(), mark: mark(0, 0), entries: Vec::new() }
-    }
-    fn take(&mut self, record: &Record) {
-        match record {
-            Record::HardState(hard) => self.hard = *hard,
-            Record::Append(entries) => self.entries.extend(entries.iter().cloned()),
-            Record::TruncateTo(to) => self.entries.retain(|e| e.index <= *to),
-            Record::SnapshotMark(meta) => {
-                let term = |e: &Entry| (e.index, e.term) == (meta.index, meta.term);
-                let holds =
-                    self.entries.iter().any(term) || (self.mark.index, self.mark.term) == (meta.index, meta.term);
-                self.entries.retain(|e| holds && e.index > meta.index);
-                self.mark = meta.clone();
-            }
-        }
-    }
-    fn of(recovered: &Recovered) -> Model {
-        Model { hard: recovered.hard, mark: recovered.snapshot.clone(), entries: recovered.entries.clone() }
-    }
-}
-
-type Batch = Vec<(WriteSeq, Record)>;
-
-/// A run with votes, appends of several sizes, truncations, marks that keep and marks that replace, over many segments.
-fn script() -> Vec<Batch> {
-    let mut seq = 0;
-    let mut batch = |records: Vec<Record>| -> Batch {
-        let number = |record| {
-            seq += 1;
-            (WriteSeq(seq), record)
-        };
-        records.into_iter().map(number).collect()
-    };
-    let run = |term, from, to, size| Record::Append((from..=to).map(|i| entry(term, i, size)).collect());
-    vec![
-        batch(vec![hard(1, 2)]),
-        batch(vec![run(1, 1, 3, 10)]),
-        batch(vec![run(1, 4, 4, 9000)]),
-        batch(vec![run(1, 5, 8, 3000), hard(2, 0)]),
-        batch(vec![Record::TruncateTo(6), run(2, 7, 9, 100)]),
-        batch(vec![Record::SnapshotMark(mark(5, 1))]),
-        batch(vec![run(2, 10, 12, 6000)]),
-        batch(vec![hard(3, 7)]),
-        batch(vec![Record::TruncateTo(9), run(3, 10, 11, 50), Record::SnapshotMark(mark(9, 2))]),
-        batch(vec![run(3, 12, 20, 4000)]),
-        batch(vec![run(3, 21, 21, 60_000)]),
-        batch(vec![Record::SnapshotMark(mark(20, 3))]),
-        batch(vec![hard(4, 1), Record::TruncateTo(20), run(4, 21, 22, 20)]),
-        batch(vec![Record::SnapshotMark(mark(100, 4))]),
-        batch(vec![run(4, 101, 103, 10), hard(5, 5)]),
-        batch(vec![run(5, 104, 104, 30_000)]),
-        batch(vec![Record::SnapshotMark(mark(103, 4)), run(5, 105, 105, 7)]),
-    ]
-}
-
-/// Runs the script, opening anew (a clean restart) before the batches named, and returns how many were acknowledged.
-fn run_script(disk: &FaultyDisk, restarts: &[usize]) -> Result<usize, usize> {
-    let Ok(mut log) = Log::create(disk.clone(), options(1), ID, mark(0, 0)) else { return Err(0) };
-    let mut base = 0;
-    for (at, batch) in script().into_iter().enumerate() {
-        if restarts.contains(&at) {
-            drop(log);
-            let Ok((reopened, _)) = Log::open(disk.clone(), options(at as u64 + 9), Some(&ID)) else { return Err(at) };
-            log = reopened;
-            base = batch[0].0.0 - 1;
-        }
-        let batch: Batch = batch.into_iter().map(|(seq, record)| (WriteSeq(seq.0 - base), record)).collect();
-        if log.append(&batch).is_err() {
-            return Err(at);
-        }
-        let tended = if at % 3 == 0 { log.tend().map(|_| ()) } else { log.seal_tail() };
-        if tended.is_err() {
-            return Err(at + 1);
-        }
-    }
-    Ok(script().len())
-}
-
-fn models() -> Vec<Model> {
-    let mut all = vec![Model::new()];
-    for batch in script() {
-        let mut next = all.last().expect("the first model is there").clone();
-        batch.iter().for_each(|(_, record)| next.take(record));
-        all.push(next);
-    }
-    all
-}
+use crate::{ID, Model, entry, hard, mark, models, names_of, options, run_script, script};
 
 #[test]
-fn a_log_gives_back_what_was_appended_across_segments_and_restarts() {
+pub(crate) fn a_log_gives_back_what_was_appended_across_segments_and_restarts() {
     let disk = FaultyDisk::new(1);
     assert_eq!(run_script(&disk, &[2, 6, 13]), Ok(script().len()));
     let (log, recovered) = Log::open(disk, options(99), Some(&ID)).expect("opens");
@@ -150,7 +20,7 @@ fn a_log_gives_back_what_was_appended_across_segments_and_restarts() {
 }
 
 #[test]
-fn a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged() {
+pub(crate) fn a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged() {
     let restarts = [4, 9, 15];
     let recorded = FaultyDisk::new(0);
     recorded.record_ops();
@@ -201,7 +71,7 @@ fn a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged() {
 }
 
 /// A log whose last batch spans several blocks, with the file, the offset and the length of that batch.
-fn with_last_batch(seal: bool) -> (FaultyDisk, String, usize, usize) {
+pub(crate) fn with_last_batch(seal: bool) -> (FaultyDisk, String, usize, usize) {
     let disk = FaultyDisk::new(4);
     let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
     log.append(&[(WriteSeq(1), hard(1, 1)), (WriteSeq(2), Record::Append(vec![entry(1, 1, 9)]))]).expect("appends");
@@ -216,7 +86,7 @@ fn with_last_batch(seal: bool) -> (FaultyDisk, String, usize, usize) {
 }
 
 #[test]
-fn a_last_batch_torn_at_any_byte_is_cut_and_nothing_before_it() {
+pub(crate) fn a_last_batch_torn_at_any_byte_is_cut_and_nothing_before_it() {
     let (disk, name, offset, len) = with_last_batch(false);
     let mut cut = 0;
     for keep in 0..len {
@@ -237,7 +107,7 @@ fn a_last_batch_torn_at_any_byte_is_cut_and_nothing_before_it() {
 }
 
 #[test]
-fn a_sealed_last_batch_is_never_cut() {
+pub(crate) fn a_sealed_last_batch_is_never_cut() {
     let (disk, name, offset, _) = with_last_batch(true);
     disk.rot(&name, offset + 200, 0x10);
     let error = Log::open(disk, options(2), Some(&ID)).expect_err("it was promised");
@@ -246,7 +116,7 @@ fn a_sealed_last_batch_is_never_cut() {
 }
 
 #[test]
-fn rot_in_the_middle_is_refused_whatever_byte_it_hits() {
+pub(crate) fn rot_in_the_middle_is_refused_whatever_byte_it_hits() {
     let disk = FaultyDisk::new(8);
     run_script(&disk, &[]).expect("runs");
     let names = [1u64, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12].map(|id| format!("wal-{id:016x}.seg"));
@@ -271,7 +141,7 @@ fn rot_in_the_middle_is_refused_whatever_byte_it_hits() {
 }
 
 #[test]
-fn misdirected_and_zeroed_sectors_are_refused_or_harmless() {
+pub(crate) fn misdirected_and_zeroed_sectors_are_refused_or_harmless() {
     let disk = FaultyDisk::new(8);
     run_script(&disk, &[]).expect("runs");
     let truth = models().last().expect("not empty").clone();
@@ -295,13 +165,8 @@ fn misdirected_and_zeroed_sectors_are_refused_or_harmless() {
     }
 }
 
-fn names_of(disk: &FaultyDisk) -> Vec<String> {
-    use quorate_log::Disk;
-    disk.clone().list().expect("lists")
-}
-
 #[test]
-fn any_flipped_byte_of_a_meta_slot_still_gives_the_newest_vote() {
+pub(crate) fn any_flipped_byte_of_a_meta_slot_still_gives_the_newest_vote() {
     let (disk, _, _, _) = with_last_batch(true);
     let generation = Log::open(disk.fork(0), options(2), None).expect("opens").0.generation();
     let mut checked = 0;
@@ -317,7 +182,7 @@ fn any_flipped_byte_of_a_meta_slot_still_gives_the_newest_vote() {
 }
 
 #[test]
-fn a_lost_slot_with_a_cut_tail_must_not_vote() {
+pub(crate) fn a_lost_slot_with_a_cut_tail_must_not_vote() {
     let (disk, name, offset, _) = with_last_batch(false);
     disk.rot(&name, offset + 200, 0x10);
     disk.rot("meta", 20, 1);
@@ -326,7 +191,146 @@ fn a_lost_slot_with_a_cut_tail_must_not_vote() {
 }
 
 #[test]
-fn both_slots_lost_is_refused() {
+pub(crate) fn a_vote_is_durable_in_both_copies_before_it_is_acknowledged() {
+    let disk = FaultyDisk::new(4);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    log.append(&[(WriteSeq(1), Record::Append(vec![entry(0, 1, 9)]))]).expect("appends");
+    disk.record_ops();
+    log.append(&[(WriteSeq(2), hard(7, 3))]).expect("votes");
+    drop(log);
+    let ops = disk.ops();
+    let Some(Op::Write { name, offset_bytes, .. }) = ops.first() else { panic!("no write in {ops:?}") };
+    disk.power_loss(Survival::Nothing);
+    let vote = HardState { term: 7, vote: Some(MemberId(3)) };
+    for slot in 0..2 {
+        let copy = disk.fork(slot);
+        copy.rot("meta", slot as usize * BLOCK_BYTES + 20, 1);
+        let (_, found) = Log::open(copy, options(2), Some(&ID)).expect("the log has it");
+        assert_eq!(found.hard, vote);
+    }
+    // The copy in the log rots: the slot knows that there was one, so the vote is not forgotten.
+    let copy = disk.fork(9);
+    copy.overwrite(name, *offset_bytes as usize, &[0; BLOCK_BYTES]);
+    match Log::open(copy, options(2), Some(&ID)) {
+        Ok((_, found)) => assert_eq!(found.hard, vote),
+        Err(error) => assert!(matches!(error, LogError::Corrupt { .. }), "{error}"),
+    }
+}
+
+#[test]
+pub(crate) fn every_open_raises_the_generation_whatever_slot_is_lost() {
+    let disk = FaultyDisk::new(4);
+    drop(Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates"));
+    let mut highest = 1;
+    for round in 2..9 {
+        for slot in 0..2 {
+            let copy = disk.fork(slot);
+            copy.rot("meta", slot as usize * BLOCK_BYTES + 20, 1);
+            let (log, _) = Log::open(copy, options(round), Some(&ID)).expect("one slot is enough");
+            assert!(log.generation() > highest, "slot {slot} lost after {highest}: {}", log.generation());
+        }
+        let (mut log, _) = Log::open(disk.clone(), options(round), Some(&ID)).expect("opens");
+        assert!(log.generation() > highest, "{} after {highest}", log.generation());
+        highest = log.generation();
+        log.append(&[(WriteSeq(1), hard(round, 1))]).expect("appends");
+        log.seal_tail().expect("seals");
+    }
+}
+
+#[test]
+pub(crate) fn each_record_changes_what_the_log_holds_as_it_says_and_no_more() {
+    let run = |term, from, to| Record::Append((from..=to).map(|i| entry(term, i, 900)).collect());
+    let histories = [
+        // A mark the log does not hold replaces it, also where entries stand behind it.
+        vec![run(1, 1, 9), Record::SnapshotMark(mark(5, 3)), run(3, 6, 7)],
+        // A mark in the middle keeps exactly what is above it, over several segments.
+        vec![run(1, 1, 40), run(1, 41, 80), Record::SnapshotMark(mark(38, 1)), run(1, 81, 82)],
+        vec![run(1, 1, 40), run(1, 41, 80), Record::SnapshotMark(mark(40, 1)), run(1, 81, 120), run(1, 121, 160)],
+        vec![run(1, 1, 30), Record::TruncateTo(12), run(2, 13, 14), Record::SnapshotMark(mark(12, 1))],
+    ];
+    for (number, history) in histories.into_iter().enumerate() {
+        let disk = FaultyDisk::new(1);
+        let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+        let mut model = Model::new();
+        // The vote is early: only new segments that repeat it keep it.
+        let history = std::iter::once(hard(7, 2)).chain(history);
+        for (seq, record) in history.enumerate() {
+            model.take(&record);
+            log.append(&[(WriteSeq(seq as u64 + 1), record)]).expect("appends");
+            while log.segment_count() > 1
+                && log.tend().expect("tends")
+                && !names_of(&disk).contains(&"reserve".to_owned())
+            {}
+        }
+        drop(log);
+        disk.power_loss(Survival::Nothing);
+        let (_, found) = Log::open(disk, options(2), Some(&ID)).expect("opens");
+        assert!(Model::of(&found) == model, "history {number}: {:?} and {} entries", found.hard, found.entries.len());
+    }
+}
+
+#[test]
+pub(crate) fn a_torn_tail_is_gone_for_good() {
+    for keep_blocks in 0..2 {
+        let (disk, name, offset, len) = with_last_batch(false);
+        disk.overwrite(&name, offset, &[0; 64]);
+        disk.overwrite(
+            &name,
+            offset + keep_blocks * BLOCK_BYTES + 600,
+            &vec![0x55; len - keep_blocks * BLOCK_BYTES - 600],
+        );
+        let (mut log, found) = Log::open(disk.clone(), options(2), Some(&ID)).expect("torn");
+        assert_eq!(found.entries.len(), 1);
+        for index in 2..=30 {
+            log.append(&[(WriteSeq(index), Record::Append(vec![entry(2, index, 1500)]))]).expect("appends");
+            let copy = disk.fork(index);
+            let (_, found) = Log::open(copy, options(3), Some(&ID)).expect("what was torn is no rot later");
+            assert_eq!(found.entries.len() as u64, index);
+        }
+        assert!(log.segment_count() > 1, "a segment was finished over the torn place");
+    }
+}
+
+#[test]
+pub(crate) fn slots_are_written_in_turn() {
+    let disk = FaultyDisk::new(4);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    for round in 1..8 {
+        let before = disk.medium("meta").expect("is there");
+        log.append(&[(WriteSeq(round), hard(round, 1))]).expect("votes");
+        let after = disk.medium("meta").expect("is there");
+        let slot = |bytes: &[u8], at: usize| MetaSlot::decode(&bytes[at * BLOCK_BYTES..]).expect("whole");
+        let newest = usize::from(slot(&before, 1).write_no > slot(&before, 0).write_no);
+        assert_eq!(slot(&before, newest), slot(&after, newest), "the newest copy of the vote before was overwritten");
+    }
+}
+
+#[test]
+pub(crate) fn a_batch_of_another_history_is_refused() {
+    let disk = FaultyDisk::new(4);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    log.append(&[(WriteSeq(1), Record::Append(vec![entry(1, 1, 9)]))]).expect("appends");
+    drop(log);
+    let history = |seed: u64, size: usize| {
+        let copy = disk.fork(seed);
+        let (mut log, _) = Log::open(copy.clone(), options(2), Some(&ID)).expect("opens");
+        copy.record_ops();
+        log.append(&[(WriteSeq(1), Record::Append(vec![entry(1, 2, size)]))]).expect("appends");
+        log.append(&[(WriteSeq(2), Record::Append(vec![entry(1, 3, size)]))]).expect("appends");
+        log.seal_tail().expect("seals");
+        copy
+    };
+    let (ours, theirs) = (history(1, 10), history(2, 20));
+    let Some(Op::Write { name, offset_bytes, .. }) = ours.ops().into_iter().nth(2) else { panic!("{:?}", ours.ops()) };
+    let at = offset_bytes as usize;
+    let alien = theirs.medium(&name).expect("is there")[at..at + BLOCK_BYTES].to_vec();
+    ours.overwrite(&name, at, &alien);
+    let error = Log::open(ours, options(3), Some(&ID)).expect_err("it does not follow");
+    assert!(matches!(error, LogError::Corrupt { .. }), "{error}");
+}
+
+#[test]
+pub(crate) fn both_slots_lost_is_refused() {
     let (disk, _, _, _) = with_last_batch(true);
     disk.rot("meta", 20, 1);
     disk.rot("meta", BLOCK_BYTES + 20, 1);
@@ -335,7 +339,7 @@ fn both_slots_lost_is_refused() {
 }
 
 #[test]
-fn a_foreign_directory_is_refused_and_an_existing_one_not_created_again() {
+pub(crate) fn a_foreign_directory_is_refused_and_an_existing_one_not_created_again() {
     let disk = FaultyDisk::new(1);
     drop(Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates"));
     let other = Identity { member_id: 0xB1, ..ID };
@@ -348,7 +352,7 @@ fn a_foreign_directory_is_refused_and_an_existing_one_not_created_again() {
 }
 
 #[test]
-fn a_segment_of_another_member_among_ours_is_refused() {
+pub(crate) fn a_segment_of_another_member_among_ours_is_refused() {
     let (ours, theirs) = (FaultyDisk::new(1), FaultyDisk::new(2));
     drop(Log::create(ours.clone(), options(1), ID, mark(0, 0)).expect("creates"));
     let other = Identity { member_id: 0xB1, ..ID };
@@ -360,7 +364,7 @@ fn a_segment_of_another_member_among_ours_is_refused() {
 }
 
 #[test]
-fn a_failed_flush_stops_the_log_and_the_restart_trusts_only_the_medium() {
+pub(crate) fn a_failed_flush_stops_the_log_and_the_restart_trusts_only_the_medium() {
     for seed in 0..50 {
         let disk = FaultyDisk::new(seed);
         let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
@@ -380,7 +384,7 @@ fn a_failed_flush_stops_the_log_and_the_restart_trusts_only_the_medium() {
 }
 
 #[test]
-fn a_full_disk_refuses_the_batch_and_keeps_all_it_promised() {
+pub(crate) fn a_full_disk_refuses_the_batch_and_keeps_all_it_promised() {
     let disk = FaultyDisk::new(1);
     let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
     disk.set_capacity(Some(disk.used_bytes() + 100));
@@ -404,7 +408,7 @@ fn a_full_disk_refuses_the_batch_and_keeps_all_it_promised() {
 }
 
 #[test]
-fn writes_out_of_order_are_refused_and_change_nothing() {
+pub(crate) fn writes_out_of_order_are_refused_and_change_nothing() {
     let disk = FaultyDisk::new(1);
     let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
     log.append(&[(WriteSeq(1), Record::Append(vec![entry(1, 1, 2)]))]).expect("appends");
@@ -420,7 +424,7 @@ fn writes_out_of_order_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn an_engine_beyond_the_log_counts_as_a_mark_and_one_behind_it_is_refused() {
+pub(crate) fn an_engine_beyond_the_log_counts_as_a_mark_and_one_behind_it_is_refused() {
     let disk = FaultyDisk::new(1);
     let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
     log.append(&[(WriteSeq(1), hard(2, 1)), (WriteSeq(2), Record::Append(vec![entry(1, 1, 2), entry(2, 2, 2)]))])
@@ -442,7 +446,7 @@ fn an_engine_beyond_the_log_counts_as_a_mark_and_one_behind_it_is_refused() {
 }
 
 #[test]
-fn garbage_never_panics_a_decoder() {
+pub(crate) fn garbage_never_panics_a_decoder() {
     let mut rng = SplitMix::new(11);
     let header = SegmentHeader { identity: ID, segment_id: 1, salt: 2, first_seq: 1, chain: 0 };
     for _ in 0..20_000 {
@@ -463,7 +467,7 @@ fn garbage_never_panics_a_decoder() {
 }
 
 #[test]
-fn a_real_directory_works_and_is_locked() {
+pub(crate) fn a_real_directory_works_and_is_locked() {
     let dir = tempfile::tempdir().expect("a temp dir");
     let path = dir.path().join("data");
     let mut log = Log::create(RealDisk::open_dir(&path).expect("opens"), options(1), ID, mark(0, 0)).expect("creates");
