@@ -196,6 +196,7 @@ impl World {
         match applied.answer {
             Ok(answer) => {
                 self.count("writes acknowledged");
+                self.last_ack = self.now;
                 self.answered(id, ticket, answer);
                 Ok(())
             }
@@ -205,10 +206,13 @@ impl World {
 
     /// Answers the reads whose index this member has applied.
     pub(crate) fn answer_reads(&mut self, id: MemberId) -> Result<(), Violation> {
+        let is_hasty = planted!(self, ReadBeforeApplied);
         loop {
             let Some(process) = self.process(id) else { return Ok(()) };
             let applied = process.machine.applied();
-            let Some(at) = process.reads_ready.iter().position(|(index, _)| *index <= applied) else { return Ok(()) };
+            let Some(at) = process.reads_ready.iter().position(|(index, _)| *index <= applied || is_hasty) else {
+                return Ok(());
+            };
             let (_, ticket) = process.reads_ready.swap_remove(at);
             let Some(Call::Range { key, .. }) = self.calls.call(ticket).cloned() else { continue };
             let Some(process) = self.process(id) else { return Ok(()) };

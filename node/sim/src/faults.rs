@@ -1,5 +1,6 @@
 //! What goes wrong in a run: drawn from its seed, weighted by its profile.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -90,20 +91,42 @@ enum Fault {
     OneWay,
     Split,
     Bridge,
+    Chain,
+    Ring,
+    Swizzle,
     Flap,
+    Stuck,
+    Replay,
     HealLinks,
     /// The store forgets old revisions; not a fault, but it must survive them.
     Compact,
     Crash,
     PowerLoss,
     PowerLossAll,
+    CrashInWrite,
+    CrashInRecovery,
     SlowDisk,
     DiskStall,
     FsyncError,
+    WriteError,
+    ReadError,
     DiskFull,
     Rot,
+    Lie,
+    CopyVolume,
+    OldCopy,
+    LostVolume,
+    Twin,
+    Misplace,
     ClockRate,
+    ClockJump,
     Pause,
+    /// Many writes at a leader that goes on: commit runs ahead of what is applied and persisted.
+    Burst,
+    /// A change is asked of a leader that is cut off at once: its entry will be truncated.
+    LostChange,
+    /// A removed member was away and comes back with its old disk.
+    RemovedReturns,
     AddLearner,
     Promote,
     Demote,
@@ -117,52 +140,121 @@ enum Fault {
 }
 
 /// The classes a run over many seeds must have triggered.
-pub const CLASSES: [&str; 30] = [
+pub const CLASSES: [&str; 63] = [
     "lost messages",
     "duplicated messages",
     "reordered messages",
+    "late messages",
+    "corrupted frame",
+    "damaged snapshot refused",
+    "replay",
+    "replay of an old term",
     "isolated member",
     "one-way cut",
     "split",
-    "partial partition",
+    "bridge",
+    "chain",
+    "ring",
+    "swizzled links",
     "flapping links",
+    "stuck receiver",
+    "stale connection refused",
     "compaction",
     "crash",
     "power loss",
     "power loss of all",
+    "crash inside a write",
+    "crash inside recovery",
+    "torn sectors",
     "slow disk",
     "disk stall",
     "fsync error",
+    "write error",
+    "read error",
     "disk full",
+    "lying flush",
     "rot",
+    "rot in the vote file",
+    "misdirected write",
+    "stale read",
     "rot refused",
+    "old copy",
+    "old copy refused",
+    "lost volume",
+    "twin refused",
+    "swapped volume refused",
+    "foreign volume refused",
     "clock rate",
+    "clock jump",
     "pause",
+    "guest paused with its clock",
+    "burst",
+    "lost change",
     "add learner",
     "promote",
     "demote",
     "remove",
+    "removed member returns",
     "swap",
     "transfer",
     "replace",
     "bad change",
     "checkpoints",
     "snapshots installed",
+    "watch histories read",
+    "watches compacted",
+    "calm looks",
 ];
 
 fn weights(profile: Profile) -> Vec<(Fault, u64)> {
     use Fault::*;
-    let network =
-        vec![(Storm, 4), (Isolate, 3), (OneWay, 3), (Split, 3), (Bridge, 2), (Flap, 2), (Compact, 1), (HealLinks, 9)];
-    let crashes = vec![(Crash, 6), (PowerLoss, 4), (PowerLossAll, 1)];
+    let network = vec![
+        (Storm, 4),
+        (Isolate, 3),
+        (OneWay, 3),
+        (Split, 3),
+        (Bridge, 2),
+        (Chain, 1),
+        (Ring, 1),
+        (Swizzle, 1),
+        (Flap, 2),
+        (Stuck, 2),
+        (Replay, 3),
+        (Compact, 1),
+        (HealLinks, 10),
+    ];
+    let crashes = vec![(Crash, 5), (PowerLoss, 3), (PowerLossAll, 1), (CrashInWrite, 4), (CrashInRecovery, 1)];
     let disk = vec![(SlowDisk, 4), (DiskStall, 2)];
-    let errors = vec![(FsyncError, 3), (DiskFull, 2), (Rot, 2), (Replace, 4)];
-    let clock = vec![(ClockRate, 4), (Pause, 4)];
-    let members =
-        vec![(AddLearner, 4), (Promote, 8), (Demote, 1), (Remove, 4), (Swap, 4), (Transfer, 4), (BadChange, 3)];
+    let errors = vec![
+        (FsyncError, 2),
+        (WriteError, 1),
+        (ReadError, 1),
+        (DiskFull, 2),
+        (Rot, 2),
+        (Lie, 1),
+        (CopyVolume, 2),
+        (OldCopy, 1),
+        (LostVolume, 1),
+        (Twin, 1),
+        (Misplace, 1),
+        (Replace, 4),
+    ];
+    let clock = vec![(ClockRate, 4), (ClockJump, 1), (Pause, 4)];
+    let members = vec![
+        (AddLearner, 4),
+        (Promote, 8),
+        (Demote, 1),
+        (Remove, 4),
+        (RemovedReturns, 2),
+        (Swap, 4),
+        (Transfer, 4),
+        (BadChange, 3),
+        (LostChange, 2),
+        (Burst, 2),
+    ];
     match profile {
         Profile::Calm => vec![(Transfer, 1)],
-        Profile::Lossy => vec![(Storm, 1)],
+        Profile::Lossy => vec![(Storm, 4), (Replay, 1), (Stuck, 1)],
         Profile::Partition => network,
         Profile::CrashStorm => crashes,
         Profile::SlowDisk => [disk, vec![(Transfer, 2)]].concat(),
@@ -170,7 +262,16 @@ fn weights(profile: Profile) -> Vec<(Fault, u64)> {
         Profile::Clock => clock,
         Profile::Churn => [members, vec![(Crash, 2), (Isolate, 1), (HealLinks, 2)]].concat(),
         Profile::SnapshotHeavy => {
-            vec![(Compact, 3), (Crash, 3), (Isolate, 4), (HealLinks, 4), (AddLearner, 2), (Promote, 2), (Remove, 2)]
+            vec![
+                (Compact, 3),
+                (Burst, 3),
+                (Crash, 3),
+                (Isolate, 4),
+                (HealLinks, 4),
+                (AddLearner, 2),
+                (Promote, 2),
+                (Remove, 2),
+            ]
         }
         Profile::All => [network, crashes, disk, errors, clock, members].concat(),
     }
@@ -185,12 +286,14 @@ pub fn shape(rng: &mut Rng, profile: Profile) -> Shape {
         think_us: rng.between(5_000, 60_000),
         keep_entries: if tiny { rng.between(1, 40) } else { 2_000 },
         persist_every: if tiny { rng.between(1, 60) } else { 500 },
+        persist_us: *rng.pick(&[(0, 0), (100, 5_000), (1_000, 400_000)]).expect("not empty"),
         flush_us: if rng.chance(500) { (100, 900) } else { (500, 8_000) },
         apply_us: *rng.pick(&[(0, 0), (50, 500), (1_000, 20_000)]).expect("not empty"),
         segment_bytes: 4096 * rng.between(4, 40),
         max_append_bytes: if tiny { 400 } else { 1 << 20 },
         inflight_bytes_max: if tiny { 2_000 } else { 1 << 20 },
         eager_changes: matches!(profile, Profile::Churn | Profile::All),
+        watchers: usize::try_from(rng.below(4)).expect("a small number fits"),
     }
 }
 
@@ -203,11 +306,17 @@ pub struct Faults {
     pub until: u64,
     /// Members whose disk was filled.
     full: Vec<MemberId>,
+    /// Faults left out, by their number; the others stay as they were drawn.
+    skip: BTreeSet<u64>,
+    /// What was caused: number, instant, kind.
+    pub caused: Vec<(u64, u64, String)>,
+    number: u64,
 }
 
 impl Faults {
-    pub fn new(rng: Rng, profile: Profile, until: u64) -> Faults {
-        Faults { rng, weights: weights(profile), profile, until, full: Vec::new() }
+    pub fn new(rng: Rng, profile: Profile, until: u64, skip: BTreeSet<u64>) -> Faults {
+        let weights = weights(profile);
+        Faults { rng, weights, profile, until, full: Vec::new(), skip, caused: Vec::new(), number: 0 }
     }
 
     pub fn next(&mut self, world: &mut World) -> Result<(), Violation> {
@@ -223,32 +332,42 @@ impl Faults {
             draw -= weight;
             None
         });
+        let fault = fault.expect("the draw is below the total");
         let gap = if self.profile == Profile::Calm { 4_000_000 } else { 900_000 };
         world.schedule_fault(self.rng.between(20_000, gap));
+        // Each has a generator of its own, so that leaving one out changes no other.
+        let mut rng = self.rng.fork();
+        self.number += 1;
+        if self.skip.contains(&self.number) {
+            return Ok(());
+        }
+        self.caused.push((self.number, world.now, format!("{fault:?}")));
         world.faults += 1;
-        self.cause(world, fault.expect("the draw is below the total"))
+        world.disturb();
+        self.cause(world, fault, &mut rng)
     }
 
-    fn cause(&mut self, world: &mut World, fault: Fault) -> Result<(), Violation> {
+    fn cause(&mut self, world: &mut World, fault: Fault, rng: &mut Rng) -> Result<(), Violation> {
         let ids = world.ids();
         let voters: Vec<MemberId> = world.config().voters.iter().copied().collect();
         let up = world.up();
-        let Some(one) = self.rng.pick(&up).copied() else { return Ok(()) };
+        let Some(one) = rng.pick(&up).copied() else { return Ok(()) };
         // The leader is hit more often than chance would.
-        let target = world.leader().filter(|_| self.rng.chance(400)).unwrap_or(one);
+        let target = world.leader().filter(|_| rng.chance(400)).unwrap_or(one);
         // A member whose disk is damaged will not start again. A leader that has not noticed yet could take another one
         // out and make the lost one part of every quorum: nobody can then be elected, and rightly so.
-        let shrinks = matches!(fault, Fault::Demote | Fault::Remove | Fault::Swap | Fault::BadChange);
+        let shrinks =
+            matches!(fault, Fault::Demote | Fault::Remove | Fault::Swap | Fault::BadChange | Fault::LostChange);
         if shrinks && voters.iter().any(|id| world.is_rotten(*id)) {
             return Ok(());
         }
         match fault {
             Fault::Storm => {
-                world.net.weather = self.weather();
+                world.net.weather = weather(rng);
             }
             Fault::HealLinks => {
                 world.net.heal_links();
-                if self.rng.chance(300) {
+                if rng.chance(300) {
                     world.net.weather = CALM;
                 }
             }
@@ -258,9 +377,9 @@ impl Faults {
             }
             Fault::Isolate => {
                 world.count("isolated member");
-                if self.rng.chance(400) {
+                if rng.chance(400) {
                     // A long tail that nobody else will ever see.
-                    let count = self.rng.between(10, 150);
+                    let count = rng.between(10, 150);
                     world.burst(target, count)?;
                 }
                 for peer in &ids {
@@ -269,14 +388,14 @@ impl Faults {
                 }
             }
             Fault::OneWay => {
-                if let Some(peer) = self.rng.pick(&ids) {
+                if let Some(peer) = rng.pick(&ids) {
                     world.count("one-way cut");
                     world.net.cut(target, *peer);
                 }
             }
             Fault::Split => {
                 world.count("split");
-                let side: Vec<bool> = ids.iter().map(|_| self.rng.chance(500)).collect();
+                let side: Vec<bool> = ids.iter().map(|_| rng.chance(500)).collect();
                 for (a, left) in ids.iter().zip(&side) {
                     for (b, right) in ids.iter().zip(&side) {
                         if left != right {
@@ -287,7 +406,7 @@ impl Faults {
             }
             Fault::Bridge => {
                 // Everybody reaches one member, and nobody else.
-                world.count("partial partition");
+                world.count("bridge");
                 for a in &ids {
                     for b in &ids {
                         if *a != target && *b != target {
@@ -296,42 +415,88 @@ impl Faults {
                     }
                 }
             }
+            Fault::Chain | Fault::Ring => {
+                // Everybody reaches its neighbours only.
+                let is_ring = fault == Fault::Ring;
+                world.count(if is_ring { "ring" } else { "chain" });
+                let last = ids.len().saturating_sub(1);
+                for (i, a) in ids.iter().enumerate() {
+                    for (j, b) in ids.iter().enumerate() {
+                        let apart = i.abs_diff(j);
+                        if apart > 1 && !(is_ring && apart == last) {
+                            world.net.cut(*a, *b);
+                        }
+                    }
+                }
+            }
+            Fault::Swizzle => {
+                // Links of one member go one by one and come back in another order.
+                world.count("swizzled links");
+                let mut order: Vec<(MemberId, MemberId)> =
+                    ids.iter().flat_map(|peer| [(target, *peer), (*peer, target)]).collect();
+                for times in [0, 1] {
+                    for at in (1..order.len()).rev() {
+                        let other = usize::try_from(rng.below(at as u64 + 1)).expect("an index fits");
+                        order.swap(at, other);
+                    }
+                    let mut when = times * 1_500_000;
+                    for (from, to) in &order {
+                        when += rng.between(1_000, 200_000);
+                        world.schedule_link(*from, *to, times == 0, when);
+                    }
+                }
+            }
+            Fault::Stuck => {
+                world.count("stuck receiver");
+                let length = rng.between(50_000, 3_000_000);
+                world.net.stick(target, world.now + length);
+            }
+            Fault::Replay => {
+                let count = rng.between(1, 40);
+                world.replay(count);
+            }
             Fault::Flap => {
                 world.count("flapping links");
-                let period = self.rng.between(5_000, 400_000);
+                let period = rng.between(5_000, 400_000);
                 for peer in &ids {
-                    if self.rng.chance(500) {
+                    if rng.chance(500) {
                         continue;
                     }
                     world.net.flap(target, *peer, period);
-                    if self.rng.chance(700) {
+                    if rng.chance(700) {
                         world.net.flap(*peer, target, period);
                     }
                 }
             }
             Fault::Crash => {
                 world.count("crash");
-                self.down(world, target, false)?;
+                down(world, target, false, rng)?;
             }
             Fault::PowerLoss => {
                 world.count("power loss");
-                self.down(world, target, true)?;
+                down(world, target, true, rng)?;
             }
             Fault::PowerLossAll => {
                 world.count("power loss of all");
                 for id in up {
-                    self.down(world, id, true)?;
+                    down(world, id, true, rng)?;
                 }
+            }
+            Fault::CrashInWrite => world.crash_in_a_write(target),
+            Fault::CrashInRecovery => {
+                world.crash_in_recovery(target, rng.chance(500))?;
+                let back = rng.between(1_000, 500_000);
+                world.schedule_restart(target, back);
             }
             Fault::SlowDisk => {
                 world.count("slow disk");
-                let slowness = self.rng.between(1, 30);
+                let slowness = rng.between(1, 30);
                 if let Some(member) = world.members.get_mut(&target) {
                     member.disk_slowness = slowness;
                 }
             }
             Fault::DiskStall => {
-                let slowness = self.rng.between(200, 2_000);
+                let slowness = rng.between(200, 2_000);
                 match world.members.get_mut(&target) {
                     Some(member) if member.disk_slowness <= 100 => member.disk_slowness = slowness,
                     Some(_) | None => world.end_stall(target),
@@ -340,21 +505,53 @@ impl Faults {
             Fault::FsyncError => {
                 world.fail_next_fsync(target);
             }
+            Fault::WriteError => world.fail_next_write(target),
+            Fault::ReadError => {
+                world.fail_read_at_start(target)?;
+                let back = rng.between(1_000, 500_000);
+                world.schedule_restart(target, back);
+            }
             Fault::DiskFull => {
                 world.fill_disk(target, true);
                 self.full.push(target);
-                if self.rng.chance(600) {
+                if rng.chance(600) {
                     for id in std::mem::take(&mut self.full) {
                         world.fill_disk(id, false);
                     }
                 }
             }
             Fault::Rot => {
-                let dead = voters.iter().filter(|id| world.is_dead(**id)).count();
-                // A majority must keep intact copies; without one the right answer is to refuse.
-                let may = voters.contains(&target) && dead < voters.len().saturating_sub(1) / 2;
-                if may && world.is_config_settled() && world.rot(target)? {
-                    world.count("rot");
+                if world.may_lose(target) {
+                    world.rot(target)?;
+                }
+            }
+            Fault::Lie => {
+                if world.may_lose(target) {
+                    world.lie(target);
+                }
+            }
+            Fault::CopyVolume => world.copy_volume(target),
+            Fault::OldCopy => {
+                if world.may_lose(target) && world.restore_copy(target)? {
+                    world.count("old copy");
+                }
+            }
+            Fault::LostVolume => {
+                if world.may_lose(target) && world.lose_volume(target)? {
+                    world.count("lost volume");
+                }
+            }
+            Fault::Twin => {
+                // The copy is taken while the original is down, and the original starts first.
+                if !world.start_twin(target)? {
+                    world.copy_volume(target);
+                    world.crash(target, false)?;
+                    world.restart(target)?;
+                }
+            }
+            Fault::Misplace => {
+                if let Some(other) = rng.pick(&ids).copied().filter(|other| *other != target) {
+                    world.misplace_volume(target, other)?;
                 }
             }
             Fault::Replace => {
@@ -362,7 +559,7 @@ impl Faults {
                 if let (Some(leader), Some(dead)) = (world.leader(), dead) {
                     world.count("replace");
                     world.change(leader, Change::Remove { id: dead })?;
-                    if ids.len() < MEMBERS_MAX {
+                    if ids.len() < MEMBERS_MAX && !world.has_impostor() {
                         world.join(leader)?;
                     }
                 }
@@ -370,22 +567,63 @@ impl Faults {
             Fault::BadChange => {
                 if let Some(leader) = world.leader() {
                     world.count("bad change");
-                    self.bad_change(world, leader)?;
+                    bad_change(world, leader, rng)?;
                 }
             }
             Fault::ClockRate => {
                 world.count("clock rate");
-                let rate = self.rng.between(800, 1200);
+                let rate = rng.between(800, 1200);
                 world.set_clock_rate(target, rate);
             }
+            Fault::ClockJump => {
+                world.count("clock jump");
+                let by = i64::try_from(rng.between(1_000, 30_000_000)).expect("a small number fits");
+                world.jump_clock(target, if rng.chance(300) { -by.min(400_000) } else { by });
+            }
             Fault::Pause => {
-                world.count("pause");
-                let length = self.rng.between(20_000, 2_500_000);
-                world.pause(target, length);
+                let length = rng.between(20_000, 2_500_000);
+                if rng.chance(300) {
+                    world.count("guest paused with its clock");
+                    world.freeze(target, length);
+                } else {
+                    world.count("pause");
+                    world.pause(target, length);
+                }
+            }
+            Fault::Burst => {
+                if let Some(leader) = world.leader() {
+                    world.count("burst");
+                    let count = rng.between(20, 200);
+                    world.burst(leader, count)?;
+                }
+            }
+            Fault::LostChange => {
+                if let Some(leader) = world.leader() {
+                    world.count("lost change");
+                    let change = match rng.pick(&voters) {
+                        Some(voter) if rng.chance(500) => Change::Demote { id: *voter },
+                        _ => World::add_learner(MemberId(2_000 + rng.below(1_000_000))),
+                    };
+                    world.change(leader, change)?;
+                    for peer in &ids {
+                        world.net.cut(leader, *peer);
+                        world.net.cut(*peer, leader);
+                    }
+                }
+            }
+            Fault::RemovedReturns => {
+                let removed: Vec<MemberId> = world.config().removed.iter().copied().collect();
+                if let Some(id) = rng.pick(&removed).copied().filter(|id| ids.contains(id)) {
+                    world.count("removed member returns");
+                    world.crash(id, rng.chance(500))?;
+                    let back = rng.between(1_000, 5_000_000);
+                    world.schedule_restart(id, back);
+                }
             }
             Fault::AddLearner => {
                 if let Some(leader) = world.leader()
                     && ids.len() < MEMBERS_MAX
+                    && !world.has_impostor()
                 {
                     world.count("add learner");
                     world.join(leader)?;
@@ -393,7 +631,7 @@ impl Faults {
             }
             Fault::Promote => {
                 let learners: Vec<MemberId> = world.config().learners.iter().copied().collect();
-                if let (Some(leader), Some(id)) = (world.leader(), self.rng.pick(&learners))
+                if let (Some(leader), Some(id)) = (world.leader(), rng.pick(&learners))
                     && voters.len() < 5
                 {
                     world.count("promote");
@@ -401,28 +639,28 @@ impl Faults {
                 }
             }
             Fault::Demote => {
-                if let (Some(leader), Some(id)) = (world.leader(), self.rng.pick(&voters)) {
+                if let (Some(leader), Some(id)) = (world.leader(), rng.pick(&voters)) {
                     world.count("demote");
                     world.change(leader, Change::Demote { id: *id })?;
                 }
             }
             Fault::Remove => {
                 let members: Vec<MemberId> = world.config().members.keys().copied().collect();
-                if let (Some(leader), Some(id)) = (world.leader(), self.rng.pick(&members)) {
+                if let (Some(leader), Some(id)) = (world.leader(), rng.pick(&members)) {
                     world.count("remove");
                     world.change(leader, Change::Remove { id: *id })?;
                 }
             }
             Fault::Swap => {
                 let learners: Vec<MemberId> = world.config().learners.iter().copied().collect();
-                let pair = (self.rng.pick(&learners).copied(), self.rng.pick(&voters).copied());
+                let pair = (rng.pick(&learners).copied(), rng.pick(&voters).copied());
                 if let (Some(leader), (Some(new), Some(old))) = (world.leader(), pair) {
                     world.count("swap");
                     world.change(leader, Change::Swap { new, old, lag_max: LAG_MAX })?;
                 }
             }
             Fault::Transfer => {
-                if let (Some(leader), Some(to)) = (world.leader(), self.rng.pick(&voters)) {
+                if let (Some(leader), Some(to)) = (world.leader(), rng.pick(&voters)) {
                     world.count("transfer");
                     world.transfer(leader, *to)?;
                 }
@@ -430,52 +668,53 @@ impl Faults {
         }
         Ok(())
     }
+}
 
-    fn bad_change(&mut self, world: &mut World, leader: MemberId) -> Result<(), Violation> {
-        let config = world.config().clone();
-        let new = World::add_learner(MemberId(1_000 + self.rng.below(9)));
-        match self.rng.below(4) {
-            0 => {
-                let far = ConfigAt { incarnation: 1, term: 1 + self.rng.below(3), index: 1 << 40 };
-                world.change_wrongly(leader, Some(far), new)
-            }
-            1 => {
-                let gone: Vec<MemberId> = config.removed.iter().copied().collect();
-                let Some(id) = self.rng.pick(&gone) else { return Ok(()) };
-                world.change_wrongly(leader, None, World::add_learner(*id))
-            }
-            2 => {
-                let members: Vec<MemberId> = config.members.keys().copied().collect();
-                let Some(id) = self.rng.pick(&members) else { return Ok(()) };
-                // An id that an uncommitted entry removes may not be a member at this leader any more; it is still used up.
-                world.change_wrongly(leader, None, World::add_learner(*id))
-            }
-            _ => {
-                // The second of two at once finds the first in flight.
-                let ids: Vec<MemberId> = config.learners.iter().copied().collect();
-                let Some(id) = self.rng.pick(&ids).copied() else { return Ok(()) };
-                world.change(leader, Change::Promote { id, lag_max: LAG_MAX })?;
-                world.change(leader, Change::Remove { id })
-            }
+fn bad_change(world: &mut World, leader: MemberId, rng: &mut Rng) -> Result<(), Violation> {
+    let config = world.config().clone();
+    let new = World::add_learner(MemberId(1_000 + rng.below(9)));
+    match rng.below(4) {
+        0 => {
+            let far = ConfigAt { incarnation: 1, term: 1 + rng.below(3), index: 1 << 40 };
+            world.change_wrongly(leader, Some(far), new)
+        }
+        1 => {
+            let gone: Vec<MemberId> = config.removed.iter().copied().collect();
+            let Some(id) = rng.pick(&gone) else { return Ok(()) };
+            world.change_wrongly(leader, None, World::add_learner(*id))
+        }
+        2 => {
+            let members: Vec<MemberId> = config.members.keys().copied().collect();
+            let Some(id) = rng.pick(&members) else { return Ok(()) };
+            // An id that an uncommitted entry removes may not be a member at this leader any more; it is still used up.
+            world.change_wrongly(leader, None, World::add_learner(*id))
+        }
+        _ => {
+            // The second of two at once finds the first in flight.
+            let ids: Vec<MemberId> = config.learners.iter().copied().collect();
+            let Some(id) = rng.pick(&ids).copied() else { return Ok(()) };
+            world.change(leader, Change::Promote { id, lag_max: LAG_MAX })?;
+            world.change(leader, Change::Remove { id })
         }
     }
+}
 
-    fn down(&mut self, world: &mut World, id: MemberId, power: bool) -> Result<(), Violation> {
-        world.crash(id, power)?;
-        let back = self.rng.between(1_000, 3_000_000);
-        world.schedule_restart(id, back);
-        Ok(())
-    }
+fn down(world: &mut World, id: MemberId, power: bool, rng: &mut Rng) -> Result<(), Violation> {
+    world.crash(id, power)?;
+    let back = rng.between(1_000, 3_000_000);
+    world.schedule_restart(id, back);
+    Ok(())
+}
 
-    fn weather(&mut self) -> Weather {
-        let slow = self.rng.between(500, 80_000);
-        Weather {
-            loss_per_mille: self.rng.below(300),
-            duplicate_per_mille: self.rng.below(150),
-            delay_min_us: 100,
-            delay_max_us: slow,
-            straggler_per_mille: self.rng.below(20),
-            straggler_us: 5_000_000,
-        }
+fn weather(rng: &mut Rng) -> Weather {
+    let slow = rng.between(500, 80_000);
+    Weather {
+        loss_per_mille: rng.below(300),
+        duplicate_per_mille: rng.below(150),
+        corrupt_per_mille: if rng.chance(500) { rng.below(60) } else { 0 },
+        delay_min_us: 100,
+        delay_max_us: slow,
+        straggler_per_mille: rng.below(20),
+        straggler_us: 5_000_000,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use quorate_log::{LogError, Verdict};
+use quorate_log::{Boot, LogError, Verdict};
 use quorate_raft::Node;
 use quorate_raft::io::Input;
 use quorate_raft::types::{MemberId, WriteSeq};
@@ -11,16 +11,37 @@ use crate::clients::Ticket;
 use crate::oracle::Violation;
 use crate::process::{Asked, Process};
 use crate::watch::Watch;
-use crate::world::{Event, World};
+use crate::world::{Event, Member, World};
+
+/// Operations of a running log within which it dies.
+const WRITES_AHEAD: u64 = 24;
+
+impl Member {
+    /// The process runs on, and its clock with it.
+    fn wake_up(&mut self, now: u64) {
+        self.paused = false;
+        if let Some(rate) = self.rate_before.take() {
+            self.clock.set_rate(now, rate);
+        }
+    }
+}
 
 impl World {
     /// Ends a process. With `power`, what was not flushed is gone as the disk decides; else the page cache lives on.
     pub fn crash(&mut self, id: MemberId, power: bool) -> Result<(), Violation> {
+        let now = self.now;
+        self.disturb();
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         let Some(process) = member.process.take() else { return Ok(()) };
         member.life += 1;
-        member.paused = false;
+        member.wake_up(now);
         member.backlog.clear();
+        let was_lying = std::mem::take(&mut member.is_lying);
+        if was_lying {
+            // It shows where the newest slot says what was promised, and nowhere else.
+            member.storage.disk.own_up();
+        }
+        member.storage.disk.lie_about(None);
         let under_way = process.flushing.clone().unwrap_or_default();
         let asked: Vec<Asked> = process.asked.values().map(|(_, asked)| *asked).collect();
         let tickets: Vec<Ticket> =
@@ -51,6 +72,8 @@ impl World {
         let now = self.now;
         let (seed, nonce) = (self.rng.next_u64(), self.rng.next_u64());
         let cfg = self.cfg(id);
+        #[cfg(feature = "mutants")]
+        let ignores_engine = planted!(self, EngineAheadNotMarked);
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         if member.process.is_some() || member.is_dead {
             return Ok(());
@@ -58,9 +81,28 @@ impl World {
         #[cfg(feature = "mutants")]
         {
             member.storage.mutant = self.log_mutant;
+            member.storage.ignores_engine = ignores_engine;
+        }
+        let may_fail = std::mem::take(&mut member.read_fails);
+        if may_fail {
+            member.storage.disk.fail_next_read();
         }
         let (log, recovered) = match member.storage.open(nonce) {
             Ok(found) => found,
+            Err(_) if member.storage.disk.is_crashed() => {
+                let power = self.rng.chance(500);
+                member.storage.go_down(power, &mut self.rng);
+                self.count("crash inside recovery");
+                let back = self.rng.between(1_000, 300_000);
+                self.schedule_restart(id, back);
+                return Ok(());
+            }
+            Err(LogError::Io { .. }) if may_fail => {
+                member.storage.disk.process_crash();
+                self.count("read error");
+                self.schedule_restart(id, 100_000);
+                return Ok(());
+            }
             Err(LogError::Corrupt { .. } | LogError::LostVote { .. }) if member.is_rotten => {
                 member.is_dead = true;
                 self.count("rot refused");
@@ -75,24 +117,30 @@ impl World {
         };
         let under_way = std::mem::take(&mut member.under_way);
         let adopted = recovered.entries.is_empty() && recovered.snapshot == member.storage.engine.0;
-        if adopted && member.durable.snapshot != recovered.snapshot {
-            // The engine was beyond the log; what the log held before no longer matters.
+        let is_impostor = member.lost.is_some();
+        if is_impostor || adopted && member.durable.snapshot != recovered.snapshot {
+            // The engine was beyond the log, so what the log held before no longer matters; or the volume is another.
             member.durable = crate::oracle::Durable {
                 hard: recovered.hard,
                 snapshot: recovered.snapshot.clone(),
-                entries: Vec::new(),
+                entries: recovered.entries.clone(),
             };
         } else {
             member.durable.check_recovered(id, &recovered, &under_way)?;
         }
-        self.oracle.voted(id, &recovered.hard);
+        if !is_impostor {
+            self.oracle.voted(id, &recovered.hard);
+        }
         let (meta, machine) = member.storage.engine.clone();
         let time = member.clock.read(now);
         let watch = Watch::new(id, &cfg, time);
         let node = Node::restart(cfg, recovered, time, seed);
         let committed = node.commit();
+        let boot = Boot { generation: log.generation(), nonce };
         member.process = Some(Process {
             node,
+            boot,
+            admitted: BTreeMap::new(),
             log,
             machine,
             watch,
@@ -107,6 +155,9 @@ impl World {
             held: VecDeque::new(),
             staged: None,
             installing: None,
+            persisting: false,
+            latest: time,
+            looks_over: 0,
             next_wake: None,
             asked: BTreeMap::new(),
             writes: BTreeSet::new(),
@@ -120,18 +171,31 @@ impl World {
     }
 
     pub fn pause(&mut self, id: MemberId, for_us: u64) {
+        self.disturb();
         if let Some(member) = self.members.get_mut(&id).filter(|m| m.process.is_some() && !m.paused) {
             member.paused = true;
             self.at(self.now + for_us, Event::Resume { member: id });
         }
     }
 
+    /// A hypervisor stops a guest, and the guest's clock with it.
+    pub fn freeze(&mut self, id: MemberId, for_us: u64) {
+        self.pause(id, for_us);
+        let now = self.now;
+        if let Some(member) = self.members.get_mut(&id).filter(|m| m.paused && m.rate_before.is_none()) {
+            member.rate_before = Some(member.clock.rate());
+            member.clock.set_rate(now, 0);
+        }
+    }
+
     pub(crate) fn resume(&mut self, id: MemberId) -> Result<(), Violation> {
+        let now = self.now;
+        self.disturb();
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         if !member.paused {
             return Ok(());
         }
-        member.paused = false;
+        member.wake_up(now);
         for event in std::mem::take(&mut member.backlog) {
             self.handle(event)?;
         }
@@ -145,13 +209,77 @@ impl World {
         }
     }
 
+    /// The next write of this member fails.
+    pub fn fail_next_write(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get(&id).filter(|m| m.process.is_some()) {
+            member.storage.disk.fail_next_write();
+        }
+    }
+
+    /// The machine dies in the middle of one of its next operations on the disk.
+    pub fn crash_in_a_write(&mut self, id: MemberId) {
+        let op = 1 + self.rng.below(WRITES_AHEAD);
+        if let Some(member) = self.members.get(&id).filter(|m| m.process.is_some()) {
+            member.storage.disk.crash_at(member.storage.disk.op_count() + op);
+        }
+    }
+
+    /// The process dies, and dies again while it starts.
+    pub fn crash_in_recovery(&mut self, id: MemberId, power: bool) -> Result<(), Violation> {
+        self.crash(id, power)?;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.storage.die_at_start(&mut self.rng);
+        }
+        Ok(())
+    }
+
+    /// The process dies, and its next start meets a read that fails.
+    pub fn fail_read_at_start(&mut self, id: MemberId) -> Result<(), Violation> {
+        self.crash(id, false)?;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.read_fails = true;
+        }
+        Ok(())
+    }
+
+    /// From now on flushes of the log's segments keep nothing, until it shows.
+    pub fn lie(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get_mut(&id).filter(|m| m.process.is_some()) {
+            member.storage.disk.lie_about(Some("wal-"));
+            member.is_lying = true;
+            member.is_rotten = true;
+        }
+    }
+
+    /// A flush has lied: the newest slot names it as promised, then the power goes. Nothing but a refusal may follow.
+    pub(crate) fn lie_shows(&mut self, id: MemberId) -> Result<(), Violation> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        if let Err(error) = process.log.seal_tail() {
+            return self.log_failed(id, &error);
+        }
+        member.is_lying = false;
+        self.count("lying flush");
+        self.crash(id, true)?;
+        self.restart(id)
+    }
+
     /// Ends the faults of a member's disk and clock.
     pub fn heal_member(&mut self, id: MemberId) {
         self.end_stall(id);
-        self.set_clock_rate(id, 1000);
-        if let Some(member) = self.members.get(&id) {
+        let now = self.now;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.rate_before = member.rate_before.map(|_| 1000);
+            if member.is_lying {
+                member.storage.disk.own_up();
+                member.is_lying = false;
+            }
             member.storage.disk.heal();
+            if member.rate_before.is_none() {
+                member.clock.set_rate(now, 1000);
+            }
         }
+        self.plan_wake(id);
     }
 
     /// Fills the disk of a member, or gives it room again.
@@ -176,8 +304,9 @@ impl World {
         }
         self.crash(id, false)?;
         if let Some(member) = self.members.get_mut(&id) {
-            member.storage.rot(&mut self.rng);
+            let what = member.storage.rot(&mut self.rng);
             member.is_rotten = true;
+            self.count(what);
         }
         self.restart(id)?;
         Ok(true)

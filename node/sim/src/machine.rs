@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_audit::{Answer, Call, Change, Kv};
 use quorate_raft::types::{Entry, Index, MemberId, Payload};
 use quorate_state::{
-    Applied as StateApplied, Command, Compare, CompareResult, CompareTarget, DeleteRange, EventKind, KeyRange,
+    Applied as StateApplied, Command, Compare, CompareResult, CompareTarget, DeleteRange, Event, EventKind, KeyRange,
     KeyValue, Machine as Store, Put, Range, Response, StateError, Txn, TxnOp,
 };
 
@@ -49,12 +49,21 @@ impl Machine {
         };
         let (request, command) = decode(data.clone());
         let StateApplied { outcome, events, .. } = self.0.apply(entry.index, entry.term, Some(&command));
-        let changes = events.iter().map(|event| Change {
-            revision: event.kv.mod_revision,
-            key: text(&event.kv.key),
-            kv: (event.kind == EventKind::Put).then(|| seen(&event.kv)),
-        });
-        Some(Applied { request, changes: changes.collect(), answer: outcome.map(answer) })
+        Some(Applied { request, changes: events.iter().map(change).collect(), answer: outcome.map(answer) })
+    }
+
+    /// History of a range from a revision on, and where to go on.
+    ///
+    /// # Errors
+    /// The compact revision, when the history wanted is gone.
+    pub fn events(&self, key: &str, range_end: &str, from: i64, limit: usize) -> Result<(Vec<Change>, i64), i64> {
+        let view = self.0.view();
+        let range = KeyRange {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            range_end: Bytes::copy_from_slice(range_end.as_bytes()),
+        };
+        let found = view.events(&range, from, limit).map_err(|_| view.compact_revision())?;
+        Ok((found.events.iter().map(change).collect(), found.next_revision))
     }
 
     /// Answers a read of one key now.
@@ -73,6 +82,14 @@ impl Machine {
     /// The chunks are damaged.
     pub fn restore(chunks: Vec<Bytes>) -> Result<Machine, String> {
         Store::restore(chunks).map(|restored| Machine(restored.machine)).map_err(|error| error.to_string())
+    }
+}
+
+fn change(event: &Event) -> Change {
+    Change {
+        revision: event.kv.mod_revision,
+        key: text(&event.kv.key),
+        kv: (event.kind == EventKind::Put).then(|| seen(&event.kv)),
     }
 }
 

@@ -5,19 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::{Bytes, BytesMut};
-use quorate_log::Verdict;
+use bytes::Bytes;
+use quorate_log::{Boot, LogError, Verdict};
 use quorate_raft::Node;
 use quorate_raft::io::{Effect, Event as CoreEvent, Input, Outcome};
-use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, Record, SnapMeta, Term, Token, WriteSeq};
-use quorate_raft::wire::{self, Msg};
+use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, Record, SnapMeta, Term, Time, Token, WriteSeq};
+use quorate_raft::wire::Msg;
 
 use crate::clients::Ticket;
 use crate::machine::Machine;
+use crate::net::{self, Damaged};
 use crate::oracle::{Durable, Oracle, Violation, hold};
 use crate::storage::SimLog;
 use crate::watch::{self, Watch};
-use crate::world::{Event, World};
+use crate::world::{Event, Member, World};
 
 /// A flush older than this is reported as a stall.
 const STALL_US: u64 = 500_000;
@@ -44,6 +45,10 @@ pub(crate) enum Asked {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) node: Node,
+    /// Which start of the data directory this is.
+    pub(crate) boot: Boot,
+    /// The starts of others it listens to.
+    pub(crate) admitted: BTreeMap<MemberId, Boot>,
     pub(crate) log: SimLog,
     pub(crate) machine: Machine,
     pub(crate) watch: Watch,
@@ -59,6 +64,12 @@ pub(crate) struct Process {
     pub(crate) held: VecDeque<(WriteSeq, MemberId, Msg)>,
     pub(crate) staged: Option<(SnapMeta, Machine)>,
     pub(crate) installing: Option<(SnapMeta, Machine)>,
+    /// The engine is making a state durable.
+    pub(crate) persisting: bool,
+    /// The latest instant of its clock: one that goes back stands still for it.
+    pub(crate) latest: Time,
+    /// Looks in a row that found more in memory than its limits say.
+    pub(crate) looks_over: u32,
     pub(crate) next_wake: Option<u64>,
     /// Tokens without an outcome, with the instant they were given out.
     pub(crate) asked: BTreeMap<Token, (u64, Asked)>,
@@ -131,7 +142,9 @@ impl World {
             let time = member.clock.read(now);
             let Some(process) = member.process.as_mut() else { return Ok(()) };
             let mut effects = Vec::new();
-            process.watch.before(time, &input, &process.node);
+            process.latest = process.latest.max(time);
+            let latest = process.latest;
+            process.watch.before(latest, &input, &process.node);
             let is_tick = matches!(input, Input::Tick);
             process.node.step(time, input, &mut effects);
             let deadline = process.node.deadline();
@@ -144,7 +157,7 @@ impl World {
                 self.effect(id, effect, &mut inputs)?;
             }
             if let Some(process) = self.process(id) {
-                process.watch.after(time, &process.node)?;
+                process.watch.after(latest, &process.node)?;
             }
         }
         self.maybe_persist(id)?;
@@ -154,9 +167,8 @@ impl World {
     }
 
     fn effect(&mut self, id: MemberId, effect: Effect, inputs: &mut VecDeque<Input>) -> Result<(), Violation> {
-        let now = self.now;
+        let leaves_early = planted!(self, PromiseNotHeld);
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
-        let time = member.clock.read(now);
         let persisted = member.storage.engine.0.index;
         let Some(process) = member.process.as_mut() else { return Ok(()) };
         match effect {
@@ -168,12 +180,15 @@ impl World {
                         meta.index
                     );
                 }
+                if matches!(record, Record::TruncateTo(_)) {
+                    process.watch.truncated(&process.node)?;
+                }
                 process.to_write.push_back((seq, record));
             }
             Effect::Send { to, msg, after } => {
-                process.watch.emitted(time, to, &msg, &process.node)?;
+                process.watch.emitted(process.latest, to, &msg, &process.node)?;
                 match after {
-                    Some(seq) if seq > process.written => process.held.push_back((seq, to, msg)),
+                    Some(seq) if seq > process.written && !leaves_early => process.held.push_back((seq, to, msg)),
                     Some(_) | None => self.send(id, to, msg)?,
                 }
             }
@@ -181,7 +196,7 @@ impl World {
             Effect::ReadAt { token, index } => self.read_at(id, token, index)?,
             Effect::Resolve { token, outcome } => self.resolve(id, token, outcome)?,
             Effect::Acked { .. } => {}
-            Effect::SendSnapshot { to, term } => self.send_snapshot(id, to, term, inputs),
+            Effect::SendSnapshot { to, term } => self.send_snapshot(id, to, term, inputs)?,
             Effect::Install { meta } => self.install(id, meta)?,
             Effect::Event(event) => self.core_event(id, event)?,
         }
@@ -191,8 +206,8 @@ impl World {
     fn core_event(&mut self, id: MemberId, event: CoreEvent) -> Result<(), Violation> {
         self.say(|| format!("{id} {event:?}"));
         let Some(member) = self.members.get(&id) else { return Ok(()) };
-        let time = member.clock.read(self.now);
         let Some(process) = member.process.as_ref() else { return Ok(()) };
+        let time = process.latest;
         match event {
             CoreEvent::BecameLeader { term } => {
                 self.oracle.elected(&process.node)?;
@@ -234,17 +249,44 @@ impl World {
         if let Some(process) = &member.process {
             watch::leaves(from, to, &msg, &process.node, &member.durable)?;
         }
+        let Some(boot) = member.process.as_ref().map(|process| process.boot) else { return Ok(()) };
         if self.rng.below(CODEC_EVERY) == 0 {
-            let mut bytes = BytesMut::new();
-            wire::encode(&msg, &mut bytes);
-            let mut bytes: Bytes = bytes.freeze();
-            let read = wire::decode(&mut bytes);
-            hold!(read.as_ref() == Ok(&msg) && bytes.is_empty(), "I13 {msg:?} is read back as {read:?}");
+            let read = net::unframe(&net::framed(&msg));
+            hold!(read.as_ref() == Some(&msg), "I13 {msg:?} is read back as {read:?}");
         }
+        if self.net.is_damaging() && !self.net.is_cut(from, to, self.now) {
+            return self.damaged(from, to, &msg);
+        }
+        self.net.remember(from, to, &msg);
         for delay in self.net.deliveries(from, to, self.now) {
-            self.at(self.now + delay, Event::Deliver { from, to, msg: msg.clone() });
+            self.at(self.now + delay, Event::Deliver { from, to, boot, msg: msg.clone() });
         }
         Ok(())
+    }
+
+    /// Bytes are damaged on the way: the receiver refuses the frame and resets the connection.
+    fn damaged(&mut self, from: MemberId, to: MemberId, msg: &Msg) -> Result<(), Violation> {
+        let is_trusting = planted!(self, FrameUnchecked);
+        let (damaged, read) = self.net.damage(msg, is_trusting);
+        hold!(damaged != Damaged::Accepted, "I13 {to} takes damaged bytes of {msg:?} for {read:?}");
+        self.count("corrupted frame");
+        // Without the checksum the decoder makes of it what it may, but never panics.
+        let _ = self.net.damage(msg, true);
+        let delay = self.rng.between(100, 1_000);
+        self.at(self.now + delay, Event::PeerGone { member: to, peer: from });
+        Ok(())
+    }
+
+    /// Messages that were on the wire before come again.
+    pub fn replay(&mut self, count: u64) {
+        for old in self.net.replay(count) {
+            let Some(sender) = self.members.get(&old.from).and_then(|m| m.process.as_ref()) else { continue };
+            let Some(receiver) = self.members.get(&old.to).and_then(|m| m.process.as_ref()) else { continue };
+            let (boot, is_old_term) = (sender.boot, old.msg.term() < receiver.node.term());
+            self.count(if is_old_term { "replay of an old term" } else { "replay" });
+            let delay = self.rng.between(100, 5_000);
+            self.at(self.now + delay, Event::Deliver { from: old.from, to: old.to, boot, msg: old.msg });
+        }
     }
 
     // Commit and apply.
@@ -294,10 +336,11 @@ impl World {
             let hash = process.machine.hash();
             self.oracle.applied(id, entry.index, hash)?;
             self.mix(hash);
-            if let Some(done) = done
-                && done.request.origin == id
-            {
-                self.answer_write(id, done)?;
+            if let Some(done) = done {
+                self.watch_events(id, life, &done.changes);
+                if done.request.origin == id {
+                    self.answer_write(id, done)?;
+                }
             }
         }
         self.answer_reads(id)?;
@@ -320,7 +363,8 @@ impl World {
         let holds = |durable: &Durable| {
             durable.snapshot.index >= entry.index || durable.term_at(entry.index) == Some(entry.term)
         };
-        let holders = self.members.iter().filter(|(_, m)| holds(&m.durable)).map(|(id, _)| *id).collect();
+        let promised = |m: &Member| holds(m.lost.as_ref().unwrap_or(&m.durable));
+        let holders = self.members.iter().filter(|(_, m)| promised(m)).map(|(id, _)| *id).collect();
         Oracle::on_a_quorum(entry, config, &holders)
     }
 
@@ -373,10 +417,13 @@ impl World {
     }
 
     pub(crate) fn flushed(&mut self, id: MemberId, life: u64, flush: u64) -> Result<(), Violation> {
+        let ignores_errors = planted!(self, WriteErrorIgnored);
         let Some(member) = self.members.get_mut(&id).filter(|m| m.life == life) else { return Ok(()) };
         let Some(process) = member.process.as_mut().filter(|p| p.flush_number == flush) else { return Ok(()) };
         let Some(batch) = process.flushing.take() else { return Ok(()) };
-        if let Err(error) = process.log.append(&batch) {
+        if let Err(error) = process.log.append(&batch)
+            && !ignores_errors
+        {
             process.flushing = Some(batch);
             return match error.verdict() {
                 Verdict::Retry => {
@@ -400,7 +447,8 @@ impl World {
                         before = Some(entry.term);
                     }
                 }
-                Record::HardState(hard) => self.oracle.voted(id, hard),
+                Record::HardState(hard) if member.lost.is_none() => self.oracle.voted(id, hard),
+                Record::HardState(_) => {}
                 Record::TruncateTo(_) | Record::SnapshotMark(_) => {}
             }
         }
@@ -411,6 +459,9 @@ impl World {
         let released: Vec<_> = process.held.drain(..ready).collect();
         for (_, to, msg) in released {
             self.send(id, to, msg)?;
+        }
+        if self.members.get(&id).is_some_and(|m| m.is_lying && m.storage.disk.has_lied()) {
+            return self.lie_shows(id);
         }
         self.tend_log(id)?;
         self.input(id, Input::Written { upto })
@@ -432,34 +483,64 @@ impl World {
     }
 
     /// A failed flush ends the process; the machine lives on.
-    pub(crate) fn log_failed(&mut self, id: MemberId, error: &quorate_log::LogError) -> Result<(), Violation> {
-        hold!(
-            matches!(error, quorate_log::LogError::Io { .. }),
-            "I1 the log of {id} refuses what the core writes: {error}"
-        );
-        self.count("fsync error");
-        self.input(id, Input::WriteFailed)?;
-        let back = self.rng.between(100_000, 2_000_000);
+    pub(crate) fn log_failed(&mut self, id: MemberId, error: &LogError) -> Result<(), Violation> {
+        let back = self.rng.between(1_000, 2_000_000);
         self.schedule_restart(id, back);
+        if self.members.get(&id).is_some_and(|member| member.storage.disk.is_crashed()) {
+            self.count("crash inside a write");
+            let power = self.rng.chance(500);
+            return self.crash(id, power);
+        }
+        let LogError::Io { operation, .. } = error else {
+            return Err(Violation(format!("I1 the log of {id} refuses what the core writes: {error}")));
+        };
+        self.count(if *operation == "writing" { "write error" } else { "fsync error" });
+        self.input(id, Input::WriteFailed)?;
         self.crash(id, false)
     }
 
-    /// The engine makes its state durable now and then, never beyond the local durable index.
+    /// The engine makes its state durable now and then, never beyond the local durable index. That takes a while, and
+    /// the member goes on meanwhile.
     fn maybe_persist(&mut self, id: MemberId) -> Result<(), Violation> {
         let every = self.shape.persist_every;
+        let (is_careless, is_apart) = (planted!(self, PersistPastDurable), planted!(self, AppliedApartFromData));
+        let (low, high) = self.shape.persist_us;
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         let Some(process) = member.process.as_mut() else { return Ok(()) };
         let applied = process.machine.applied();
-        let due = applied >= member.storage.engine.0.index + every && applied <= process.node.durable_index();
-        if !due || process.installing.is_some() {
+        let due = applied >= member.storage.engine.0.index + every
+            && (applied <= process.node.durable_index() || is_careless);
+        if !due || process.persisting || process.installing.is_some() {
             return Ok(());
         }
-        let image = process.image();
+        let (image, life) = (process.image(), member.life);
+        if is_apart {
+            member.storage.engine.0 = image.0.clone();
+        }
+        if high == 0 {
+            return self.persisted(id, life, image);
+        }
+        process.persisting = true;
+        let wait = self.rng.between(low, high);
+        self.at(self.now + wait, Event::Persisted { member: id, life, image: Box::new(image) });
+        Ok(())
+    }
+
+    /// The engine has made a state durable.
+    pub(crate) fn persisted(&mut self, id: MemberId, life: u64, image: (SnapMeta, Machine)) -> Result<(), Violation> {
+        let Some(member) = self.members.get_mut(&id).filter(|m| m.life == life) else { return Ok(()) };
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        process.persisting = false;
         let meta = image.0.clone();
-        let disk_term = member.durable.term_at(applied);
+        if process.installing.is_some() || meta.index < member.storage.engine.0.index {
+            // A snapshot replaces what this state was.
+            return Ok(());
+        }
+        let disk_term = member.durable.term_at(meta.index);
         hold!(
-            disk_term == Some(meta.term),
-            "I1 the engine of {id} would persist {applied} of term {}, its disk holds {disk_term:?}",
+            disk_term == Some(meta.term) || meta.index < member.durable.snapshot.index,
+            "I1 the engine of {id} would persist {} of term {}, its disk holds {disk_term:?}",
+            meta.index,
             meta.term
         );
         member.storage.engine = image;
@@ -469,21 +550,49 @@ impl World {
 
     // Snapshots.
 
-    fn send_snapshot(&mut self, id: MemberId, to: MemberId, term: Term, inputs: &mut VecDeque<Input>) {
+    fn send_snapshot(
+        &mut self,
+        id: MemberId,
+        to: MemberId,
+        term: Term,
+        inputs: &mut VecDeque<Input>,
+    ) -> Result<(), Violation> {
         let member = &self.members[&id];
-        let Some(process) = member.process.as_ref() else { return };
+        let Some(process) = member.process.as_ref() else { return Ok(()) };
         let (meta, machine) = process.image();
-        let (image, life) = ((meta, machine.chunks()), member.life);
+        let (mut image, life, boot) = ((meta, machine.chunks()), member.life, process.boot);
         let copies = self.net.deliveries(id, to, self.now);
         if copies.is_empty() {
             inputs.push_back(Input::SnapshotSent { to, index: image.0.index, ok: false });
-            return;
+            return Ok(());
         }
         self.count("snapshots sent");
+        let is_whole = !self.net.is_damaging();
+        if !is_whole {
+            self.damage_chunks(&mut image.1)?;
+        }
         for delay in copies {
             let image = Box::new(image.clone());
-            self.at(self.now + delay * 5, Event::SnapshotArrives { from: id, to, term, life, image });
+            self.at(self.now + delay * 5, Event::SnapshotArrives { from: id, to, term, life, boot, is_whole, image });
         }
+        Ok(())
+    }
+
+    /// One chunk is damaged or lost on the way.
+    fn damage_chunks(&mut self, chunks: &mut Vec<Bytes>) -> Result<(), Violation> {
+        let at = usize::try_from(self.rng.below(chunks.len() as u64)).expect("an index fits");
+        if chunks.len() > 1 && self.rng.chance(300) {
+            chunks.remove(at);
+        } else {
+            let mut bytes = chunks[at].to_vec();
+            let place = usize::try_from(self.rng.below(bytes.len().max(1) as u64)).expect("a length fits");
+            if let Some(byte) = bytes.get_mut(place) {
+                *byte ^= 1 << self.rng.below(8);
+            }
+            chunks[at] = Bytes::from(bytes);
+        }
+        hold!(Machine::restore(chunks.clone()).is_err(), "I13 a damaged snapshot is taken for a whole one");
+        Ok(())
     }
 
     pub(crate) fn snapshot_arrives(
@@ -492,11 +601,19 @@ impl World {
         to: MemberId,
         term: Term,
         life: u64,
+        is_whole: bool,
         image: (SnapMeta, Vec<Bytes>),
     ) -> Result<(), Violation> {
         let (meta, chunks) = image;
-        let machine =
-            Machine::restore(chunks).map_err(|error| Violation(format!("I13 a snapshot from {from}: {error}")))?;
+        // Chunks are damaged or missing: the receiver keeps what it has.
+        let machine = match Machine::restore(chunks) {
+            Ok(machine) => machine,
+            Err(error) => {
+                hold!(!is_whole, "I13 a snapshot from {from}: {error}");
+                self.count("damaged snapshot refused");
+                return self.snapshot_failed(from, life, to, meta.index);
+            }
+        };
         hold!(machine.applied() == meta.index, "I3 a snapshot at {} holds {}", meta.index, machine.applied());
         let arrived = match self.process(to) {
             // A swap under way keeps its image; the core ignores the newcomer.
@@ -547,6 +664,7 @@ impl World {
         member.storage.engine = (meta, image);
         self.oracle.applied(id, index, hash)?;
         self.count("snapshots installed");
+        self.watchers_jump(id);
         self.answer_reads(id)?;
         self.input(id, Input::Installed { index })
     }

@@ -1,6 +1,6 @@
 //! One seed from start to end: faults, then a healed quorum that must serve again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::faults::{self, Faults, Profile};
 use crate::oracle::Violation;
@@ -32,37 +32,53 @@ pub struct Outcome {
     pub counts_honestly: bool,
     pub counts: BTreeMap<&'static str, u64>,
     pub trace_hash: u64,
+    /// Most terms that began within ten seconds.
+    pub most_terms: u64,
+    /// When it ended.
+    pub lasted_us: u64,
+    /// What was caused: number, instant, kind.
+    pub faults: Vec<(u64, u64, String)>,
     pub violation: Option<String>,
 }
 
 /// What to run besides the seed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     pub profile: Option<Profile>,
     pub trace: bool,
+    /// Faults left out, by their number.
+    pub skip: BTreeSet<u64>,
+    /// Faults end at this instant at the latest.
+    pub faults_until_us: Option<u64>,
+    /// At most so many clients.
+    pub clients_max: Option<u64>,
     #[cfg(feature = "mutants")]
     pub mutant: Option<Planted>,
 }
 
-/// A planted bug of the core or of the log.
+/// A planted bug of the core, of the log or of the shell.
 #[cfg(feature = "mutants")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Planted {
     Core(quorate_raft::mutant::Mutant),
     Log(quorate_log::mutant::Mutant),
+    Shell(crate::mutant::Mutant),
 }
 
 #[cfg(feature = "mutants")]
 impl Planted {
     pub fn all() -> Vec<Planted> {
         let core = quorate_raft::mutant::Mutant::ALL.iter().map(|mutant| Planted::Core(*mutant));
-        core.chain(quorate_log::mutant::Mutant::ALL.iter().map(|mutant| Planted::Log(*mutant))).collect()
+        let log = quorate_log::mutant::Mutant::ALL.iter().map(|mutant| Planted::Log(*mutant));
+        let shell = crate::mutant::Mutant::ALL.iter().map(|mutant| Planted::Shell(*mutant));
+        core.chain(log).chain(shell).collect()
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Planted::Core(mutant) => mutant.name(),
             Planted::Log(mutant) => mutant.name(),
+            Planted::Shell(mutant) => mutant.name(),
         }
     }
 }
@@ -76,11 +92,13 @@ impl std::str::FromStr for Planted {
     }
 }
 
-pub fn run(seed: u64, options: Options) -> Outcome {
+/// Runs a seed from start to end.
+pub fn run(seed: u64, options: &Options) -> Outcome {
     let mut rng = Rng::new(seed);
     let profile = Profile::draw(&mut rng);
     let profile = options.profile.unwrap_or(profile);
-    let shape = faults::shape(&mut rng, profile);
+    let mut shape = faults::shape(&mut rng, profile);
+    shape.clients = shape.clients.min(options.clients_max.unwrap_or(u64::MAX));
     let mut world = World::new(rng.next_u64(), shape);
     world.trace = options.trace;
     #[cfg(feature = "mutants")]
@@ -88,13 +106,15 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         match options.mutant {
             Some(Planted::Core(mutant)) => world.mutant = Some(mutant),
             Some(Planted::Log(mutant)) => world.log_mutant = Some(mutant),
+            Some(Planted::Shell(mutant)) => world.shell_mutant = Some(mutant),
             None => {}
         }
     }
     let started = world.now;
     let until = started + rng.between(FAULTY_US.0, FAULTY_US.1);
-    let mut faults = Faults::new(rng.fork(), profile, until);
-    let violation = life(&mut world, &mut faults, &mut rng, until).err().map(|v| v.0);
+    let until = until.min(options.faults_until_us.map_or(u64::MAX, |us| started + us));
+    let mut faults = Faults::new(rng.fork(), profile, until, options.skip.clone());
+    let violation = guarded(|| life(&mut world, &mut faults, &mut rng, until)).err().map(|v| v.0);
     let simulated_us = world.now - started;
     let operations = world.calls.count() as u64;
     let enough_calls = operations * 1_000_000 >= CALLS_PER_SECOND_MIN * simulated_us;
@@ -102,7 +122,10 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let mut counts = world.counts.clone();
     counts.insert("lost messages", world.net.lost);
     counts.insert("duplicated messages", world.net.duplicated);
-    counts.insert("reordered messages", world.net.stragglers);
+    counts.insert("reordered messages", world.net.overtaken);
+    counts.insert("late messages", world.net.stragglers);
+    counts.insert("messages to a stuck receiver", world.net.waited);
+    counts.insert("torn sectors", world.members.values().map(|member| member.storage.disk.torn_count()).sum());
     Outcome {
         seed,
         profile: profile.name(),
@@ -111,8 +134,20 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         counts_honestly: enough_calls && enough_faults,
         counts,
         trace_hash: world.trace_hash(),
+        most_terms: world.most_terms,
+        lasted_us: world.now - started,
+        faults: faults.caused.into_iter().map(|(number, at, kind)| (number, at - started, kind)).collect(),
         violation,
     }
+}
+
+/// A panic of the core is a broken invariant that it saw itself: a violation like any other.
+fn guarded(body: impl FnOnce() -> Result<(), Violation>) -> Result<(), Violation> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text =
+            panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(Violation(format!("panic: {}", text.unwrap_or_default())))
+    })
 }
 
 fn life(world: &mut World, faults: &mut Faults, rng: &mut Rng, until: u64) -> Result<(), Violation> {
@@ -129,6 +164,7 @@ fn life(world: &mut World, faults: &mut Faults, rng: &mut Rng, until: u64) -> Re
 /// Ends every fault. A random minority may stay down for good.
 fn heal(world: &mut World, rng: &mut Rng) -> Result<(), Violation> {
     world.net.heal();
+    world.forget_links();
     for id in world.ids() {
         world.heal_member(id);
         world.restart(id)?;

@@ -233,6 +233,19 @@ impl Watch {
         now.since(heard.max(since))
     }
 
+    /// A configuration goes with the entry that held it.
+    pub fn truncated(&self, node: &Node) -> Result<(), Violation> {
+        let (id, status) = (self.id, node.status());
+        let at = status.newest_config.at;
+        hold!(
+            at.index <= status.compacted || node.term_at(at.index) == Some(at.term),
+            "I6 {id} goes by the configuration of entry {} of term {}, which it has truncated",
+            at.index,
+            at.term
+        );
+        Ok(())
+    }
+
     /// A leader appended a configuration.
     pub fn config_appended(&self, now: Time, config: &Config, node: &Node) -> Result<(), Violation> {
         let id = self.id;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use bytes::Bytes;
 use quorate_audit::History;
 use quorate_audit::history::Start;
+use quorate_log::Boot;
 use quorate_raft::Cfg;
 use quorate_raft::io::{Change, Input};
 use quorate_raft::types::{
@@ -22,9 +23,13 @@ use crate::oracle::{Durable, Oracle, Violation};
 use crate::process::{Asked, Process};
 use crate::rng::Rng;
 use crate::storage::Storage;
+use crate::watchers::Watcher;
 
 /// A cluster that needs more events than this per run is in a loop.
 const EVENTS_MAX: u64 = 3_000_000;
+
+/// What a queue without reserved places would hold: only a planted bug asks.
+const QUEUE_LENGTH: usize = 16;
 
 /// Sizes and limits of one run, drawn from its seed.
 #[derive(Clone, Debug)]
@@ -34,6 +39,8 @@ pub struct Shape {
     pub think_us: u64,
     pub keep_entries: u64,
     pub persist_every: u64,
+    /// How long the engine takes to make a state durable; 0 and 0 is at once.
+    pub persist_us: (u64, u64),
     pub flush_us: (u64, u64),
     /// Between commit and apply; 0 and 0 applies at once.
     pub apply_us: (u64, u64),
@@ -42,6 +49,7 @@ pub struct Shape {
     pub inflight_bytes_max: usize,
     /// Somebody asks each new leader for a change at once.
     pub eager_changes: bool,
+    pub watchers: usize,
 }
 
 #[derive(Debug)]
@@ -53,6 +61,8 @@ pub(crate) enum Event {
     Deliver {
         from: MemberId,
         to: MemberId,
+        /// Which start of the sender it came from.
+        boot: Boot,
         msg: Msg,
     },
     PeerGone {
@@ -78,6 +88,24 @@ pub(crate) enum Event {
         life: u64,
         index: Index,
     },
+    /// The engine has made a state durable.
+    Persisted {
+        member: MemberId,
+        life: u64,
+        image: Box<(SnapMeta, Machine)>,
+    },
+    /// A watcher looks for what it missed, or for another member.
+    Watcher {
+        watcher: usize,
+    },
+    /// The bounds are looked at.
+    Look,
+    /// A directed link breaks or is mended.
+    Link {
+        from: MemberId,
+        to: MemberId,
+        cut: bool,
+    },
     Client {
         client: u64,
     },
@@ -89,6 +117,8 @@ pub(crate) enum Event {
         to: MemberId,
         term: Term,
         life: u64,
+        boot: Boot,
+        is_whole: bool,
         image: Box<(SnapMeta, Vec<Bytes>)>,
     },
     /// A change asked of a leader that has just been elected.
@@ -113,10 +143,14 @@ impl Event {
             | Event::StallCheck { member, .. }
             | Event::Apply { member, .. }
             | Event::Installed { member, .. }
+            | Event::Persisted { member, .. }
             | Event::PeerGone { member, .. } => Some(*member),
             Event::Deliver { to, .. } | Event::SnapshotArrives { to, .. } => Some(*to),
             Event::Client { .. }
             | Event::ClientTimeout { .. }
+            | Event::Watcher { .. }
+            | Event::Look
+            | Event::Link { .. }
             | Event::Eager { .. }
             | Event::Restart { .. }
             | Event::Resume { .. }
@@ -130,7 +164,7 @@ impl Event {
 pub(crate) struct Clock {
     world: u64,
     local: u64,
-    /// Parts per thousand; 1000 is true.
+    /// Parts per thousand; 1000 is true, 0 stands still.
     rate: u64,
 }
 
@@ -140,10 +174,21 @@ impl Clock {
     }
     pub(crate) fn world_at(&self, local: Time, now: u64) -> u64 {
         let ahead = local.0.saturating_sub(self.read(now).0);
-        now.saturating_add(ahead.saturating_mul(1000).div_ceil(self.rate))
+        now.saturating_add(ahead.saturating_mul(1000).div_ceil(self.rate.max(1)))
     }
     pub(crate) fn set_rate(&mut self, now: u64, rate: u64) {
         *self = Clock { world: now, local: self.read(now).0, rate };
+    }
+    /// Moves forward or back at once.
+    pub(crate) fn jump(&mut self, now: u64, by_us: i64) {
+        let local = self.read(now).0.saturating_add_signed(by_us);
+        *self = Clock { world: now, local, rate: self.rate };
+    }
+    pub(crate) fn rate(&self) -> u64 {
+        self.rate
+    }
+    pub(crate) fn is_true(&self) -> bool {
+        self.rate == 1000
     }
 }
 
@@ -153,9 +198,21 @@ pub struct Member {
     /// What the disk surely holds, by what was reported durable.
     pub(crate) durable: Durable,
     pub(crate) clock: Clock,
+    /// The clock's rate before it was stopped with its guest.
+    pub(crate) rate_before: Option<u64>,
     pub(crate) life: u64,
     pub(crate) process: Option<Process>,
     pub(crate) paused: bool,
+    /// The newest start of each other member it has seen, kept durably.
+    pub(crate) seen: BTreeMap<MemberId, Boot>,
+    /// Copies of its volume, oldest first.
+    pub(crate) copies: Vec<VolumeCopy>,
+    /// It runs on an old copy or an empty disk under its old id: what it held before, as it was promised.
+    pub(crate) lost: Option<Durable>,
+    /// Flushes of its log keep nothing.
+    pub(crate) is_lying: bool,
+    /// Its next start meets a read that fails.
+    pub(crate) read_fails: bool,
     /// Factor on flush times.
     pub disk_slowness: u64,
     pub(crate) backlog: Vec<Event>,
@@ -165,6 +222,14 @@ pub struct Member {
     pub(crate) is_rotten: bool,
     /// The batch that was on its way to the disk at the last crash.
     pub(crate) under_way: Vec<(WriteSeq, Record)>,
+}
+
+/// A copy of a member's volume, as a backup or a clone of it.
+#[derive(Debug)]
+pub(crate) struct VolumeCopy {
+    pub(crate) storage: Storage,
+    /// Starts of the data directory when it was taken.
+    pub(crate) generation: u64,
 }
 
 #[derive(Debug)]
@@ -192,10 +257,20 @@ pub struct World {
     hash: u64,
     /// Changes that must be refused, whatever the state.
     pub(crate) must_refuse: BTreeSet<Token>,
+    pub(crate) watchers: Vec<Watcher>,
+    /// Since when nothing was wrong that could keep a majority from serving.
+    pub(crate) calm_since: Option<u64>,
+    pub(crate) last_ack: u64,
+    /// Highest term seen, now and then, for its growth.
+    pub(crate) terms: Vec<(u64, Term)>,
+    /// Most terms that began within the time they are compared over.
+    pub most_terms: u64,
     #[cfg(feature = "mutants")]
     pub mutant: Option<quorate_raft::mutant::Mutant>,
     #[cfg(feature = "mutants")]
     pub log_mutant: Option<quorate_log::mutant::Mutant>,
+    #[cfg(feature = "mutants")]
+    pub shell_mutant: Option<crate::mutant::Mutant>,
 }
 
 fn info(id: MemberId) -> MemberInfo {
@@ -240,10 +315,17 @@ impl World {
             values: 0,
             hash: 0,
             must_refuse: BTreeSet::new(),
+            watchers: Vec::new(),
+            calm_since: None,
+            last_ack: 0,
+            terms: Vec::new(),
+            most_terms: 0,
             #[cfg(feature = "mutants")]
             mutant: None,
             #[cfg(feature = "mutants")]
             log_mutant: None,
+            #[cfg(feature = "mutants")]
+            shell_mutant: None,
         };
         for id in voters {
             world.add_member(id, bootstrap.clone());
@@ -258,9 +340,15 @@ impl World {
             storage: Storage::new(id, bootstrap, self.shape.segment_bytes, &mut self.rng),
             durable,
             clock,
+            rate_before: None,
             life: 0,
             process: None,
             paused: false,
+            seen: BTreeMap::new(),
+            copies: Vec::new(),
+            lost: None,
+            is_lying: false,
+            read_fails: false,
             disk_slowness: 1,
             backlog: Vec::new(),
             is_dead: false,
@@ -275,6 +363,8 @@ impl World {
         for id in self.ids() {
             self.restart(id)?;
         }
+        self.start_watchers();
+        self.at(self.now, Event::Look);
         for client in 0..self.shape.clients {
             let wait = self.rng.below(self.shape.think_us);
             self.at(self.now + wait, Event::Client { client });
@@ -322,8 +412,17 @@ impl World {
         self.at(self.now + after_us, Event::Fault);
     }
 
+    pub fn schedule_link(&mut self, from: MemberId, to: MemberId, cut: bool, after_us: u64) {
+        self.at(self.now + after_us, Event::Link { from, to, cut });
+    }
+
     pub fn schedule_restart(&mut self, member: MemberId, after_us: u64) {
         self.at(self.now + after_us, Event::Restart { member });
+    }
+
+    /// Links that were to break later stay whole.
+    pub fn forget_links(&mut self) {
+        self.events.retain(|_, event| !matches!(event, Event::Link { .. }));
     }
 
     /// Runs until `until`; a due fault is handed to `faults`.
@@ -336,13 +435,16 @@ impl World {
             if when > until {
                 break;
             }
+            let Some(event) = self.events.remove(&number) else {
+                self.queue.pop();
+                continue;
+            };
             self.handled += 1;
             if self.handled > EVENTS_MAX {
                 return Err(Violation(format!("I17 more than {EVENTS_MAX} events: a loop; {}", self.describe())));
             }
             self.queue.pop();
             self.now = when;
-            let event = self.events.remove(&number).expect("every queued number has its event");
             self.mix(when);
             match event {
                 Event::Fault => faults(self)?,
@@ -354,17 +456,25 @@ impl World {
     }
 
     pub(crate) fn handle(&mut self, event: Event) -> Result<(), Violation> {
+        let drops_completions = planted!(self, CompletionDropped);
         // A paused process sees everything later, in order.
         if let Some(member) = event.receiver().and_then(|id| self.members.get_mut(&id))
             && member.paused
         {
+            let is_completion = matches!(event, Event::Flushed { .. } | Event::Apply { .. } | Event::Persisted { .. });
+            if is_completion && drops_completions && member.backlog.len() > QUEUE_LENGTH {
+                return Ok(());
+            }
             member.backlog.push(event);
             return Ok(());
         }
         match event {
             Event::Wake { member, life } => self.wake(member, life),
-            Event::Deliver { from, to, msg } => {
+            Event::Deliver { from, to, boot, msg } => {
                 self.mix(to.0 << 8 | from.0);
+                if !self.admits(to, from, boot)? {
+                    return Ok(());
+                }
                 self.say(|| format!("{from} -> {to}: {msg:?}"));
                 self.input(to, Input::Msg { from, msg })
             }
@@ -378,8 +488,22 @@ impl World {
                 self.client_unknown(ticket);
                 Ok(())
             }
-            Event::SnapshotArrives { from, to, term, life, image } => {
-                self.snapshot_arrives(from, to, term, life, *image)
+            Event::SnapshotArrives { from, to, term, life, boot, is_whole, image } => {
+                if !self.admits(to, from, boot)? {
+                    return self.snapshot_failed(from, life, to, image.0.index);
+                }
+                self.snapshot_arrives(from, to, term, life, is_whole, *image)
+            }
+            Event::Persisted { member, life, image } => self.persisted(member, life, *image),
+            Event::Watcher { watcher } => self.watcher_looks(watcher),
+            Event::Look => self.look(),
+            Event::Link { from, to, cut } => {
+                if cut {
+                    self.net.cut(from, to);
+                } else {
+                    self.net.mend(from, to);
+                }
+                Ok(())
             }
             Event::Eager { member } => self.eager_change(member),
             Event::Restart { member } => self.restart(member),
@@ -412,6 +536,15 @@ impl World {
         if let Some(member) = self.members.get_mut(&id) {
             member.clock.set_rate(now, rate);
         }
+        self.plan_wake(id);
+    }
+
+    pub fn jump_clock(&mut self, id: MemberId, by_us: i64) {
+        let now = self.now;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.clock.jump(now, by_us);
+        }
+        self.plan_wake(id);
     }
 
     // Membership.
@@ -464,6 +597,19 @@ impl World {
         members.filter_map(|id| self.members.get(id)).all(|member| member.process.is_some() && same(member))
     }
 
+    /// Whether one more voter can be lost for good: without a majority of intact copies the right answer is to refuse.
+    pub fn may_lose(&self, id: MemberId) -> bool {
+        let voters = &self.config().voters;
+        let is_gone = |member: &Member| member.is_dead || member.is_lying || member.lost.is_some();
+        let gone = voters.iter().filter(|id| self.members.get(id).is_some_and(is_gone)).count();
+        voters.contains(&id) && gone < voters.len().saturating_sub(1) / 2 && self.is_config_settled()
+    }
+
+    /// A member runs on a copy of its past and nobody has told it yet.
+    pub fn has_impostor(&self) -> bool {
+        self.members.values().any(|member| member.lost.is_some() && !member.is_dead)
+    }
+
     pub fn is_rotten(&self, id: MemberId) -> bool {
         self.members.get(&id).is_some_and(|member| member.is_rotten)
     }
@@ -481,12 +627,14 @@ impl World {
     ) -> Result<(), Violation> {
         self.say(|| format!("change {token:?} at {id} expecting {expect:?}: {change:?}"));
         self.ask(id, token, Asked::Change);
+        self.disturb();
         self.input(id, Input::Change { token, expect, change })
     }
 
     pub fn transfer(&mut self, id: MemberId, to: MemberId) -> Result<(), Violation> {
         let token = self.token();
         self.ask(id, token, Asked::Transfer);
+        self.disturb();
         self.input(id, Input::Transfer { token, to })
     }
 
@@ -536,8 +684,9 @@ impl World {
         format!("[{}], configuration {:?}", lines.join("; "), self.config())
     }
 
-    /// I1 and I2: what clients saw is one order of calls that agrees with real time, and nothing acknowledged is missing.
-    pub fn check_history(&self) -> Result<(), Violation> {
+    /// I1, I2 and I4: what clients saw is one order of calls that agrees with real time, nothing acknowledged is missing,
+    /// and watchers saw what they were promised.
+    pub fn check_history(&mut self) -> Result<(), Violation> {
         let mut reference = Machine::new();
         let changes = self.oracle.committed.iter().filter_map(|entry| reference.apply(entry));
         let history = History {
@@ -545,9 +694,13 @@ impl World {
             operations: self.calls.operations().to_vec(),
             changes: changes.flat_map(|applied| applied.changes).collect(),
             final_revision: None,
-            watches: Vec::new(),
+            watches: self.watchers.iter().flat_map(Watcher::logs).cloned().collect(),
         };
         let history = History { final_revision: Some(reference.revision()), ..history };
-        quorate_audit::strict::check(&history).map(|_| ()).map_err(|error| Violation(format!("I2 {error}")))
+        quorate_audit::strict::check(&history).map_err(|error| Violation(format!("I2 {error}")))?;
+        let events = quorate_audit::watch_rules::check(&history);
+        let events = events.map_err(|error| Violation(format!("I4 {error}")))?;
+        *self.counts.entry("watch events").or_default() += events as u64;
+        Ok(())
     }
 }
