@@ -2,6 +2,32 @@
 
 use crate::types::MemberId;
 
+/// Lease reads: how far clocks are trusted. One setting for the whole cluster.
+///
+/// Only for machines whose clocks run on while they are paused or suspended: a hypervisor that stops a guest without
+/// moving its clock on rules leases out.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LeaseCfg {
+    /// Most by which the rates of any two members' clocks differ, in parts per million.
+    pub drift_ppm: u32,
+    /// Taken off every lease besides, for what is not drift (timer resolution, scheduling), in microseconds.
+    pub guard_us: u64,
+}
+
+impl LeaseCfg {
+    /// 5 % and 10 ms: far beyond what a healthy clock does.
+    pub const DEFAULT: LeaseCfg = LeaseCfg { drift_ppm: 50_000, guard_us: 10_000 };
+
+    /// How long a promise of `promise_us` binds its giver, as measured by the slowest clock that may read it.
+    pub(crate) fn trusted_us(self, promise_us: u64) -> u64 {
+        let kept_ppm = u128::from(PPM.saturating_sub(self.drift_ppm));
+        let shrunk = u128::from(promise_us) * kept_ppm / u128::from(PPM);
+        u64::try_from(shrunk).unwrap_or(u64::MAX).saturating_sub(self.guard_us)
+    }
+}
+
+const PPM: u32 = 1_000_000;
+
 /// Timeouts and budgets of one member. Times are microseconds, sizes bytes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Cfg {
@@ -35,8 +61,10 @@ pub struct Cfg {
     pub hold_bytes_max: usize,
     /// A voter further behind than this does not count as live when a change is weighed.
     pub live_lag_max: u64,
-    /// A broken replication connection lets a follower ask for votes early.
+    /// A broken replication connection lets a follower ask for votes early. Without effect while leases are on.
     pub hint_on_disconnect: bool,
+    /// Lease reads; off by default, and a lease read is then a ReadIndex.
+    pub leases: Option<LeaseCfg>,
     #[cfg(feature = "mutants")]
     pub mutant: Option<crate::mutant::Mutant>,
 }
@@ -62,6 +90,7 @@ impl Cfg {
             hold_bytes_max: 512 << 20,
             live_lag_max: 10_000,
             hint_on_disconnect: true,
+            leases: None,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -114,7 +143,18 @@ impl Cfg {
         if self.max_append_bytes == 0 || self.inflight_bytes_max == 0 {
             return Err("a replication window of 0 bytes sends nothing; raise it".into());
         }
+        if let Some(lease) = self.leases.filter(|lease| lease.trusted_us(min) == 0) {
+            return Err(format!(
+                "a lease of {min} us with a drift of {} ppm and a guard of {} us is over before it begins; lower them",
+                lease.drift_ppm, lease.guard_us
+            ));
+        }
         Ok(())
+    }
+
+    /// Whether a broken connection lifts this voter's refusal. If so it can promise nobody to refuse votes.
+    pub(crate) fn honours_hints(&self) -> bool {
+        self.hint_on_disconnect && self.leases.is_none()
     }
 
     /// ET: the lower bound of the election timeout.

@@ -357,12 +357,15 @@ pub fn encode(msg: &Msg, buf: &mut BytesMut) {
             put_head(buf, TAG_APPEND_REJECT, &[*term, *prev_index, *hint_index, *hint_term]);
         }
         Msg::Heartbeat { term, commit, round } => put_head(buf, TAG_HEARTBEAT, &[*term, *commit, *round]),
-        Msg::HeartbeatReply { term, round, received, durable, promise_us } => {
-            put_head(buf, TAG_HEARTBEAT_REPLY, &[*term, *round, *received, *durable, *promise_us]);
+        Msg::HeartbeatReply { term, round, received, durable, promise_us, last_index } => {
+            put_head(buf, TAG_HEARTBEAT_REPLY, &[*term, *round, *received, *durable, *promise_us, *last_index]);
         }
         Msg::Commit { term, commit } => put_head(buf, TAG_COMMIT, &[*term, *commit]),
         Msg::TimeoutNow { term } => put_head(buf, TAG_TIMEOUT_NOW, &[*term]),
-        Msg::ReadIndex { term, ctx } => put_head(buf, TAG_READ_INDEX, &[*term, *ctx]),
+        Msg::ReadIndex { term, ctx, lease } => {
+            put_head(buf, TAG_READ_INDEX, &[*term, *ctx]);
+            buf.put_u8(u8::from(*lease));
+        }
         Msg::ReadIndexReply { term, ctx, index } => {
             put_head(buf, TAG_READ_INDEX_REPLY, &[*term, *ctx]);
             buf.put_u8(u8::from(index.is_some()));
@@ -402,10 +405,11 @@ pub fn decode(buf: &mut Bytes) -> Result<Msg> {
             received: word(buf)?,
             durable: word(buf)?,
             promise_us: word(buf)?,
+            last_index: word(buf)?,
         },
         TAG_COMMIT => Msg::Commit { term, commit: word(buf)? },
         TAG_TIMEOUT_NOW => Msg::TimeoutNow { term },
-        TAG_READ_INDEX => Msg::ReadIndex { term, ctx: word(buf)? },
+        TAG_READ_INDEX => Msg::ReadIndex { term, ctx: word(buf)?, lease: get_bool(buf, "lease")? },
         TAG_READ_INDEX_REPLY => {
             let ctx = word(buf)?;
             let index = if get_bool(buf, "read index")? { Some(word(buf)?) } else { None };

@@ -5,8 +5,8 @@
 //! production, in the simulator and under exhaustive search, so everything it does follows from its arguments.
 //!
 //! What is here: elections with pre-vote and check-quorum, pipelined replication, commit, ReadIndex, membership with
-//! joint replacement, leadership transfer, snapshots as marks. What is not: the bytes on disk, framing, connections,
-//! the replicated machine, lease reads (they are ReadIndex for now) and acknowledgement policies.
+//! joint replacement, leadership transfer, lease reads, snapshots as marks. What is not: the bytes on disk, connections, the
+//! replicated machine and acknowledgement policies.
 //!
 //! Source: Ongaro, "Consensus: Bridging Theory and Practice"; shaped after etcd-io/raft.
 
@@ -33,8 +33,6 @@ const fn not_planted() -> bool {
 pub mod cfg;
 pub mod codec;
 mod durable;
-#[cfg(test)]
-mod exhaustive;
 pub mod frame;
 pub mod io;
 mod log;

@@ -62,6 +62,13 @@ impl History {
         }
     }
 
+    /// Every configuration under other names.
+    pub(crate) fn rewrite(&mut self, rename: impl Fn(&Config) -> Config) {
+        for placed in &mut self.0 {
+            placed.config = Arc::new(rename(&placed.config));
+        }
+    }
+
     /// Those in (from, upto], in order.
     pub(crate) fn between(&self, from: Index, upto: Index) -> Vec<Placed> {
         self.0.iter().filter(|placed| placed.at.index > from && placed.at.index <= upto).cloned().collect()

@@ -30,9 +30,17 @@ pub(crate) struct Progress {
     inflight_bytes: usize,
     /// A heartbeat round sent behind entries up to this index: its answer must have received them, else they were lost.
     mark: Option<(u64, Index)>,
+    /// A heartbeat round sent when its log held this much durably: its answer may not come from a shorter log.
+    held: Option<(u64, Index)>,
+    /// It answered from a shorter log. Nothing of it counts in this term any more.
+    pub(crate) is_reverted: bool,
+    /// Equal to this leader's log there when it last said so, durable or not.
+    received: Index,
     /// Highest heartbeat round answered, when that round was sent, and when the answer came.
     pub(crate) acked_round: u64,
     pub(crate) acked_sent: Option<Time>,
+    /// How long from then it refuses votes.
+    pub(crate) promise_us: u64,
     pub(crate) last_ack: Option<Time>,
     /// Commit index it has been told.
     pub(crate) commit_told: Index,
@@ -47,8 +55,12 @@ impl Progress {
             inflight: VecDeque::new(),
             inflight_bytes: 0,
             mark: None,
+            held: None,
+            is_reverted: false,
+            received: 0,
             acked_round: 0,
             acked_sent: None,
+            promise_us: 0,
             last_ack: None,
             commit_told: 0,
         }
@@ -78,8 +90,11 @@ impl Progress {
         }
     }
 
-    /// A heartbeat of `round` left behind whatever was sent before.
-    pub(crate) fn heartbeat_sent(&mut self, round: u64) {
+    /// A heartbeat of `round` left behind whatever was sent before. `sealed`: committed and durable there in whatever term.
+    pub(crate) fn heartbeat_sent(&mut self, round: u64, sealed: Index) {
+        if self.held.is_none() {
+            self.held = Some((round, self.matched.max(sealed)));
+        }
         if self.mark.is_none() {
             let last = match self.feed {
                 Feed::Probe { sent } => sent,
@@ -87,6 +102,25 @@ impl Progress {
                 Feed::Snapshot { .. } => None,
             };
             self.mark = last.map(|last| (round, last));
+        }
+    }
+
+    /// An answer to `round` came from a log that ends at `last_index`. Returns whether that log lost what it held durably
+    /// before the round was sent.
+    pub(crate) fn is_shorter(&mut self, round: u64, last_index: Index) -> bool {
+        self.held.take_if(|(sent, _)| round >= *sent).is_some_and(|(_, held)| last_index < held)
+    }
+
+    pub(crate) fn revert(&mut self) {
+        *self = Progress { is_reverted: true, ..Progress::new(self.next) };
+    }
+
+    /// Where to send on after a loss: behind what it has received in this term, whatever of it is durable. Before the
+    /// first match nothing is known, and the probe under way is repeated.
+    pub(crate) fn resume_at(&self, received: Index) -> Index {
+        match self.feed {
+            Feed::Probe { .. } => self.next,
+            Feed::Pipeline | Feed::Snapshot { .. } => received.max(self.received).max(self.matched) + 1,
         }
     }
 
@@ -116,6 +150,7 @@ impl Progress {
 
     /// The log up to `index` equals this leader's there, durable or not: from here on appends may follow each other.
     pub(crate) fn note_received(&mut self, index: Index) {
+        self.received = self.received.max(index);
         match self.feed {
             Feed::Probe { .. } if index + 1 >= self.next => {
                 self.next = index + 1;

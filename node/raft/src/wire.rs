@@ -63,12 +63,14 @@ pub enum Msg {
     },
     /// `received` and `durable` only up to the highest index an append of this term has matched (0 before that).
     /// `promise_us`: how long from receipt this member refuses votes; 0 while it honours disconnect hints.
+    /// `last_index`: where its log ends, matched or not. Says only whether the log became shorter than it was.
     HeartbeatReply {
         term: Term,
         round: u64,
         received: Index,
         durable: Index,
         promise_us: u64,
+        last_index: Index,
     },
     /// The commit index moved and there is no entry to send with it. Capped at the receiver's match; not answered.
     Commit {
@@ -79,10 +81,11 @@ pub enum Msg {
     TimeoutNow {
         term: Term,
     },
-    /// A follower asks the leader for a read index; `ctx` is the follower's own number.
+    /// A follower asks the leader for a read index; `ctx` is the follower's own number. `lease`: a lease will do.
     ReadIndex {
         term: Term,
         ctx: u64,
+        lease: bool,
     },
     /// `index`: None when the receiver is not a leader that can answer (ask again later).
     ReadIndexReply {

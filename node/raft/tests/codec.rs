@@ -54,7 +54,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 
 fn msg() -> impl Strategy<Value = Msg> {
     let entries = prop::collection::vec(entry(), 0..4);
-    (0_u8..15, any::<[u64; 5]>(), any::<bool>(), entries).prop_map(|(kind, [term, a, b, c, d], flag, entries)| {
+    (0_u8..15, any::<[u64; 6]>(), any::<bool>(), entries).prop_map(|(kind, [term, a, b, c, d, e], flag, entries)| {
         match kind {
             0 => Msg::PreVote { term, last_term: a, last_index: b },
             1 => Msg::PreVoteReply { term, granted: flag },
@@ -64,9 +64,9 @@ fn msg() -> impl Strategy<Value = Msg> {
             5 => Msg::AppendReply { term, matched: a },
             6 => Msg::AppendReject { term, prev_index: a, hint_index: b, hint_term: c },
             7 => Msg::Heartbeat { term, commit: a, round: b },
-            8 => Msg::HeartbeatReply { term, round: a, received: b, durable: c, promise_us: d },
+            8 => Msg::HeartbeatReply { term, round: a, received: b, durable: c, promise_us: d, last_index: e },
             9 => Msg::TimeoutNow { term },
-            10 => Msg::ReadIndex { term, ctx: a },
+            10 => Msg::ReadIndex { term, ctx: a, lease: flag },
             11 => Msg::ReadIndexReply { term, ctx: a, index: flag.then_some(b) },
             12 => Msg::SnapshotReply { term, index: a },
             13 => Msg::YouAreRemoved { term, config_term: a, config_index: b },

@@ -59,11 +59,16 @@ impl Node {
         }
         let newest = self.history.newest();
         let is_in_flight = newest.at.index > self.commit && !planted!(self, TwoChangesInFlight);
-        if is_in_flight || newest.config.is_joint() {
+        if (is_in_flight || newest.config.is_joint()) && !planted!(self, ChangeWhileJoint) {
             return Err(Refusal::ChangeInFlight);
         }
         let current = self.committed_config().at;
-        if let Some(expected) = expect.filter(|expected| *expected != current && !planted!(self, NoCompare)) {
+        let differs = |expected: &ConfigAt| match () {
+            () if planted!(self, NoCompare) => false,
+            () if planted!(self, CompareIndexOnly) => expected.index != current.index,
+            () => *expected != current,
+        };
+        if let Some(expected) = expect.filter(differs) {
             return Err(Refusal::ConfigMismatch { expected, current });
         }
         let mut base = (*newest.config).clone();
@@ -124,7 +129,8 @@ impl Node {
         let is_due = newest.config.is_joint() && newest.at.index <= self.commit;
         let Role::Leader(leader) = &self.role else { return };
         let is_mine = newest.at.term == self.hard.term || !planted!(self, JointNotLeftByNextLeader);
-        if !is_due || !leader.is_ready || leader.transfer.is_some() || !is_mine {
+        let is_ready = leader.is_ready || planted!(self, JointLeftBeforeReady);
+        if !is_due || !is_ready || leader.transfer.is_some() || !is_mine {
             return;
         }
         let next = left_joint(&newest.config);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::io::{Effect, Event};
 use crate::quorum::{Tally, tally};
-use crate::types::{HardState, Index, MemberId, Term, WriteSeq};
+use crate::types::{HardState, Index, MemberId, Term, Time, WriteSeq};
 use crate::wire::Msg;
 
 use super::{Node, Role};
@@ -16,12 +16,14 @@ use super::{Node, Role};
 impl Node {
     pub(super) fn schedule_election(&mut self) {
         let (min, max) = self.cfg.election_us;
-        self.election_due = self.now.after(self.rng.between(min, max));
+        // A vote for itself is a vote too: what it may have promised before its start binds it as well.
+        let from = self.now.max(Time(self.refuse_until.0.saturating_sub(min)));
+        self.election_due = from.after(self.rng.between(min, max));
     }
 
     /// A voter of the active configuration campaigns; so does one that an uncommitted entry removed, because nobody
     /// else may hold that entry (thesis §4.2.2).
-    pub(crate) fn may_campaign(&self) -> bool {
+    pub fn may_campaign(&self) -> bool {
         let is_voter = self.config().is_voter(self.cfg.id) || self.committed_config().config.is_voter(self.cfg.id);
         is_voter && !self.is_stalled && !self.is_removed && self.installing.is_none()
     }
@@ -68,12 +70,31 @@ impl Node {
         for to in config.voters.union(&config.voters_outgoing).filter(|id| **id != self.cfg.id) {
             out.push(Effect::Send { to: *to, msg: msg.clone(), after });
         }
+        if planted!(self, RemovedVoteCounts) {
+            out.extend(config.removed.iter().map(|to| Effect::Send { to: *to, msg: msg.clone(), after }));
+        }
+    }
+
+    fn tally(&self, votes: &BTreeMap<MemberId, bool>) -> Tally {
+        #[cfg(feature = "mutants")]
+        if planted!(self, RemovedVoteCounts) {
+            let yes = votes.values().filter(|is_granted| **is_granted).count();
+            let needed = crate::quorum::majority(self.config().voters.len());
+            return if yes >= needed { Tally::Won } else { Tally::Pending };
+        }
+        tally(self.config(), votes)
+    }
+
+    /// A planted bug: the voter's own view of the configuration decides.
+    fn disowns(&self, candidate: MemberId) -> bool {
+        planted!(self, VoteByOwnConfig) && !self.config().is_voter(candidate)
     }
 
     // ---- voter -------------------------------------------------------------------------------------------------
 
     pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: (Term, Index), out: &mut Vec<Effect>) {
-        let is_granted = term > self.hard.term && self.is_up_to_date(last) && !self.refuses_votes();
+        let is_granted =
+            term > self.hard.term && self.is_up_to_date(last) && !self.refuses_votes() && !self.disowns(from);
         let is_planted = planted!(self, PreVoteRejectionWithoutTerm);
         let term = if is_granted || is_planted { term } else { self.hard.term };
         self.send(from, Msg::PreVoteReply { term, granted: is_granted }, out);
@@ -92,7 +113,7 @@ impl Node {
             // The term stays as it is: a candidate must not be able to depose a leader that is heard.
             return self.answer_vote(from, false, out);
         }
-        let is_up_to_date = self.is_up_to_date(last);
+        let is_up_to_date = self.is_up_to_date(last) && !self.disowns(from);
         if term > self.hard.term {
             let vote = is_up_to_date.then_some(from);
             self.enter_term_voting(term, vote, out);
@@ -124,7 +145,7 @@ impl Node {
 
     /// Leaves only behind the term and vote it speaks of.
     fn answer_vote(&self, to: MemberId, granted: bool, out: &mut Vec<Effect>) {
-        let after = if planted!(self, AckBeforeFsync) { None } else { self.durable.promise(0) };
+        let after = if planted!(self, VoteReplyBeforeFsync) { None } else { self.durable.promise(0) };
         out.push(Effect::Send { to, msg: Msg::VoteReply { term: self.hard.term, granted }, after });
     }
 
@@ -144,7 +165,8 @@ impl Node {
     /// Tells a candidate that a committed configuration removed it. Its campaign is not looked at further.
     pub(super) fn tell_if_removed(&self, from: MemberId, msg: &Msg, out: &mut Vec<Effect>) -> bool {
         let asks = matches!(msg, Msg::PreVote { .. } | Msg::Vote { .. } | Msg::ReadIndex { .. });
-        let committed = self.committed_config();
+        let committed =
+            if planted!(self, RemovedToldUncommitted) { self.history.newest() } else { self.committed_config() };
         if !asks || !committed.config.removed.contains(&from) {
             return false;
         }
@@ -171,7 +193,7 @@ impl Node {
 
     fn count_pre_votes(&mut self, out: &mut Vec<Effect>) {
         let Role::PreCandidate { votes } = &self.role else { return };
-        if tally(self.config(), votes) == Tally::Won {
+        if self.tally(votes) == Tally::Won {
             self.campaign(false, out);
         }
     }
@@ -201,7 +223,7 @@ impl Node {
 
     fn count_votes(&mut self, out: &mut Vec<Effect>) {
         let Role::Candidate { votes } = &self.role else { return };
-        if tally(self.config(), votes) == Tally::Won {
+        if self.tally(votes) == Tally::Won {
             self.become_leader(out);
         }
     }
@@ -209,16 +231,18 @@ impl Node {
     // ---- hints -------------------------------------------------------------------------------------------------
 
     /// The replication connection to the leader broke. If a majority lost it too, waiting longer helps nobody; if not,
-    /// the others refuse. The random wait keeps two followers that saw it together from splitting the vote.
+    /// the others refuse. Ignored under leases: a reset link does not prove the holder dead. The random wait keeps two followers that saw it together from splitting the vote.
     pub(super) fn on_peer_gone(&mut self, peer: MemberId, out: &mut Vec<Effect>) {
         if self.is_leader() {
             return self.restart_feed(peer, out);
         }
         let is_follower = matches!(self.role, Role::Follower);
-        if self.cfg.hint_on_disconnect && is_follower && self.leader == Some(peer) {
+        let is_honoured = self.cfg.honours_hints() || (self.cfg.hint_on_disconnect && planted!(self, HintUnderLease));
+        let is_leaders = self.leader == Some(peer) || planted!(self, HintFromAnyPeer);
+        if is_honoured && is_follower && is_leaders {
             self.contact = None;
-            let wait = self.rng.between(0, self.cfg.heartbeat_us);
-            self.election_due = self.election_due.min(self.now.after(wait));
+            let wait = if planted!(self, HintWithoutWait) { 0 } else { self.rng.between(0, self.cfg.heartbeat_us) };
+            self.election_due = self.election_due.min(self.now.after(wait).max(self.refuse_until));
         }
     }
 

@@ -50,7 +50,10 @@ impl Node {
         out: &mut Vec<Effect>,
     ) {
         if !self.hear_leader(from, term, out) {
-            return self.reject(from, prev.0, (0, 0), out);
+            if !planted!(self, LowerTermIgnored) {
+                self.reject(from, prev.0, (0, 0), out);
+            }
+            return;
         }
         if self.installing.is_some() || !is_well_formed(term, prev, &entries) {
             return;
@@ -77,7 +80,7 @@ impl Node {
 
     /// Committed entries equal those of every later leader: starts behind them, whatever of them is still in memory.
     fn skip_committed(&self, prev: (Index, Term), entries: &mut Vec<Entry>) -> (Index, Term) {
-        if prev.0 >= self.commit {
+        if prev.0 >= self.commit || planted!(self, TruncationBelowCommit) {
             return prev;
         }
         let known = usize::try_from(self.commit - prev.0).unwrap_or(usize::MAX).min(entries.len());
@@ -91,7 +94,9 @@ impl Node {
 
     /// Takes over what differs: drops a conflicting tail, appends what is new.
     fn merge(&mut self, mut entries: Vec<Entry>, out: &mut Vec<Effect>) {
-        let held = entries.iter().take_while(|entry| self.log.holds(entry.index, entry.term)).count();
+        let is_held =
+            |entry: &&Entry| self.log.holds(entry.index, entry.term) && !planted!(self, TruncationBelowCommit);
+        let held = entries.iter().take_while(is_held).count();
         entries.drain(..held);
         let Some(first) = entries.first() else { return };
         if first.index <= self.log.last_index() {
@@ -101,11 +106,13 @@ impl Node {
     }
 
     fn truncate_to(&mut self, index: Index, out: &mut Vec<Effect>) {
-        assert!(index >= self.commit, "nothing committed is ever truncated");
+        assert!(index >= self.commit || planted!(self, TruncationBelowCommit), "nothing committed is ever truncated");
         self.log.truncate_to(index);
         #[cfg(feature = "mutants")]
         let seq = if planted!(self, AckFromBeforeTruncation) {
             self.durable.truncate_forgetting_nothing()
+        } else if planted!(self, CompletionAba) {
+            self.durable.truncate_keeping_completions(index)
         } else {
             self.durable.truncate(index)
         };
@@ -137,7 +144,10 @@ impl Node {
         out: &mut Vec<Effect>,
     ) {
         if !self.hear_leader(from, term, out) {
-            return self.answer_heartbeat(from, round, 0, 0, out);
+            if !planted!(self, LowerTermIgnored) {
+                self.answer_heartbeat(from, round, 0, 0, out);
+            }
+            return;
         }
         self.follow_matched_commit(commit, out);
         let received = self.matched_in_term;
@@ -151,8 +161,10 @@ impl Node {
     }
 
     fn answer_heartbeat(&self, to: MemberId, round: u64, received: Index, durable: Index, out: &mut Vec<Effect>) {
-        let promise_us = if self.cfg.hint_on_disconnect { 0 } else { self.cfg.et_us() };
-        self.send(to, Msg::HeartbeatReply { term: self.hard.term, round, received, durable, promise_us }, out);
+        let is_free = self.cfg.honours_hints() && !planted!(self, PromiseWhileHinting);
+        let promise_us = if is_free { 0 } else { self.cfg.et_us() };
+        let (term, last_index) = (self.hard.term, self.log.last_index());
+        self.send(to, Msg::HeartbeatReply { term, round, received, durable, promise_us, last_index }, out);
     }
 
     pub(super) fn on_commit(&mut self, from: MemberId, term: Term, commit: Index, out: &mut Vec<Effect>) {
@@ -182,7 +194,8 @@ impl Node {
         if is_old {
             return self.answer_snapshot(from, self.commit, out);
         }
-        if self.log.holds(meta.index, meta.term) && !planted!(self, SnapshotBelowCommit) {
+        let is_held = self.log.holds(meta.index, meta.term) && !planted!(self, SnapshotDropsTail);
+        if is_held && !planted!(self, SnapshotBelowCommit) {
             self.matched_in_term = self.matched_in_term.max(meta.index);
             self.follow_commit(meta.index, out);
             return self.answer_snapshot(from, self.commit, out);

@@ -41,6 +41,8 @@ pub(super) struct Leader {
     pub(super) reads_waiting: Vec<Reader>,
     pub(super) rounds_with_reads: VecDeque<Round>,
     pub(super) transfer: Option<Transfer>,
+    /// A transfer was started in this term, whatever became of it.
+    pub(super) has_transferred: bool,
     pub(super) change: Option<PendingChange>,
 }
 
@@ -87,6 +89,7 @@ impl Node {
             reads_waiting: Vec::new(),
             rounds_with_reads: VecDeque::new(),
             transfer: None,
+            has_transferred: false,
             change: None,
         }));
         self.leader = Some(self.cfg.id);
@@ -105,6 +108,9 @@ impl Node {
         self.feed_all(out);
         self.heartbeat_round(out);
         self.adopt_forwarded(out);
+        if planted!(self, JointLeftBeforeReady) {
+            self.maybe_leave_joint(out);
+        }
     }
 
     /// Keeps one record per other member of the active configuration.
@@ -116,6 +122,7 @@ impl Node {
         for id in newest.members.keys().filter(|id| **id != own) {
             leader.peers.entry(*id).or_insert_with(|| Progress::new(next));
         }
+        self.sealed.retain(|id, _| newest.contains(*id));
     }
 
     /// Stops leading; every caller who waits is answered. A new leader may still commit what was appended.
@@ -263,8 +270,11 @@ impl Node {
         if planted!(self, JointCountsNewHalfOnly) {
             config.voters_outgoing.clear();
         }
-        if planted!(self, LearnerCounts) {
+        if planted!(self, LearnerCounts) || (planted!(self, LearnerCountsWhileJoint) && config.is_joint()) {
             let learners = std::mem::take(&mut config.learners);
+            if config.is_joint() {
+                config.voters_outgoing.extend(&learners);
+            }
             config.voters.extend(learners);
         }
         reached(&config, matched)
@@ -341,7 +351,7 @@ impl Node {
         for (id, peer) in &mut leader.peers {
             let commit = if is_uncapped { commit } else { commit.min(peer.matched) };
             peer.commit_told = peer.commit_told.max(commit);
-            peer.heartbeat_sent(leader.round);
+            peer.heartbeat_sent(leader.round, self.sealed.get(id).copied().unwrap_or(0));
             let msg = Msg::Heartbeat { term, commit, round: leader.round };
             out.push(Effect::Send { to: *id, msg, after: None });
         }
@@ -392,7 +402,7 @@ impl Node {
         let (term, commit, window) = (self.hard.term, self.commit, self.cfg.inflight_bytes_max);
         let (now, et_us) = (self.now, self.cfg.et_us());
         let Role::Leader(leader) = &mut self.role else { return };
-        let Some(peer) = leader.peers.get_mut(&to) else { return };
+        let Some(peer) = leader.peers.get_mut(&to).filter(|peer| !peer.is_reverted) else { return };
         while peer.is_ready(window) {
             let prev_index = peer.next - 1;
             let Some(prev_term) = self.log.term_at(prev_index) else {
@@ -437,9 +447,11 @@ impl Node {
         }
     }
 
-    /// The answer of a member that holds the log up to `matched` durably.
+    /// The answer of a member that holds the log up to `matched` durably. Counts in the term it was given in only: later
+    /// ones may have truncated it.
     pub(super) fn on_append_reply(&mut self, from: MemberId, term: Term, matched: Index, out: &mut Vec<Effect>) {
-        if self.is_for_me(from, term, out) && matched <= self.log.last_index() {
+        let is_late = planted!(self, AckOfOlderTermCounts) && self.is_leader() && term < self.hard.term;
+        if (is_late || self.is_for_me(from, term, out)) && matched <= self.log.last_index() {
             self.note_matched(from, matched, out);
             self.feed(from, out);
             self.tell_commit(from, out);
@@ -447,12 +459,24 @@ impl Node {
     }
 
     fn note_matched(&mut self, from: MemberId, matched: Index, out: &mut Vec<Effect>) {
-        let Some(peer) = self.peer_mut(from) else { return };
+        let Some(peer) = self.peer_mut(from).filter(|peer| !peer.is_reverted) else { return };
         if peer.note_matched(matched) {
             out.push(Effect::Acked { peer: from, durable: matched });
+            if planted!(self, PolicyCountsAsCommit) && matched > self.commit {
+                self.commit_to(matched, out);
+            }
             self.maybe_commit(out);
             self.maybe_hand_over(from, out);
         }
+        self.seal(from);
+    }
+
+    /// What is durable there and committed stays there in every later term; an uncommitted tail may be truncated.
+    fn seal(&mut self, id: MemberId) {
+        let cap = if planted!(self, TruncationTakenForReversion) { Index::MAX } else { self.commit };
+        let Some(matched) = self.peer_mut(id).map(|peer| peer.matched) else { return };
+        let sealed = self.sealed.entry(id).or_default();
+        *sealed = (*sealed).max(matched.min(cap));
     }
 
     pub(super) fn on_append_reject(
@@ -470,7 +494,8 @@ impl Node {
         let base = self.log.base_index();
         let Some(peer) = self.peer_mut(from) else { return };
         let is_stale = match peer.feed {
-            Feed::Probe { .. } => prev_index != peer.next - 1,
+            // What it holds durably it cannot lack; if it does, its next heartbeat answer tells.
+            Feed::Probe { .. } => prev_index != peer.next - 1 || (prev_index > 0 && prev_index == peer.matched),
             Feed::Pipeline => prev_index <= peer.matched,
             Feed::Snapshot { .. } => true,
         };
@@ -483,34 +508,40 @@ impl Node {
         self.feed(from, out);
     }
 
-    /// `held`: (received, durable), both only as far as an append of this term has matched.
-    pub(super) fn on_heartbeat_reply(
-        &mut self,
-        from: MemberId,
-        term: Term,
-        round: u64,
-        held: (Index, Index),
-        out: &mut Vec<Effect>,
-    ) {
+    pub(super) fn on_heartbeat_reply(&mut self, from: MemberId, term: Term, said: Said, out: &mut Vec<Effect>) {
         if !self.is_for_me(from, term, out) {
             return;
         }
+        let Said { round, received, durable, promise_us, last_index } = said;
+        let is_trusting = planted!(self, LogReversionAccepted);
+        let is_forgetful = planted!(self, ProbeFromTheStart);
         let (now, last) = (self.now, self.log.last_index());
         let is_leaky = planted!(self, WindowLeakedOnDrop);
         let Role::Leader(leader) = &mut self.role else { return };
         let sent_at = leader.sent_at(round);
         let Some(peer) = leader.peers.get_mut(&from) else { return };
-        let (received, durable) = held;
-        if round > leader.round || received.max(durable) > last {
+        if round > leader.round || received.max(durable) > last || peer.is_reverted {
+            return;
+        }
+        if peer.is_shorter(round, last_index) {
+            // It forgot what it promised: nothing it says counts any more.
+            if is_trusting {
+                *peer = Progress::new(last_index + 1);
+            } else {
+                peer.revert();
+            }
             return;
         }
         if round > peer.acked_round {
             peer.acked_round = round;
-            peer.acked_sent = sent_at.or(peer.acked_sent);
+            if let Some(sent_at) = sent_at {
+                peer.acked_sent = Some(sent_at);
+                peer.promise_us = promise_us;
+            }
             peer.last_ack = Some(now);
         }
         if peer.is_lost(round, received) {
-            let next = received.max(peer.matched) + 1;
+            let next = if is_forgetful { received.max(peer.matched) + 1 } else { peer.resume_at(received) };
             #[cfg(feature = "mutants")]
             if is_leaky {
                 peer.probe_keeping_window(next);
@@ -532,7 +563,7 @@ impl Node {
         if let Some(peer) = self.peer_mut(id)
             && !matches!(peer.feed, Feed::Snapshot { .. })
         {
-            peer.probe(peer.matched + 1);
+            peer.probe(peer.resume_at(0));
             self.feed(id, out);
         }
     }
@@ -576,6 +607,15 @@ impl Node {
             self.feed(from, out);
         }
     }
+}
+
+/// A heartbeat answer. `received` and `durable` only as far as an append of this term has matched.
+pub(super) struct Said {
+    pub(super) round: u64,
+    pub(super) received: Index,
+    pub(super) durable: Index,
+    pub(super) promise_us: u64,
+    pub(super) last_index: Index,
 }
 
 /// What becomes of a proposal.

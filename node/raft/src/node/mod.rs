@@ -8,7 +8,6 @@ mod follower;
 mod leader;
 mod reads;
 mod transfer;
-#[cfg(test)]
 mod untimed;
 
 use std::collections::BTreeMap;
@@ -18,7 +17,7 @@ use bytes::Bytes;
 
 use crate::cfg::Cfg;
 use crate::durable::Durable;
-use crate::io::{Effect, Event, Input, Outcome, Refusal, StepDown};
+use crate::io::{Effect, Event, Input, Outcome, ReadMode, Refusal, StepDown};
 use crate::log::Log;
 use crate::membership::{History, Placed};
 use crate::progress::Feed;
@@ -29,7 +28,7 @@ use crate::types::{
 };
 use crate::wire::Msg;
 
-use leader::Leader;
+use leader::{Leader, Said};
 use reads::Forwarded;
 use transfer::Handing;
 
@@ -74,6 +73,8 @@ pub struct Node {
     matched_in_term: Index,
     /// A snapshot the engine is swapping to.
     installing: Option<SnapMeta>,
+    /// What each member held durably when it was committed: its log can never be shorter again.
+    sealed: BTreeMap<MemberId, Index>,
     forwarded: Forwarded,
     handing: Option<Handing>,
     is_stalled: bool,
@@ -108,6 +109,9 @@ pub struct PeerStatus {
     /// Answered within one election timeout.
     pub is_active: bool,
     pub is_snapshotting: bool,
+    /// Its log is shorter than what it said was durable: it lost its disk, counts for nothing and must be replaced
+    /// under another id.
+    pub is_reverted: bool,
 }
 
 /// A member's view of itself and of its group.
@@ -133,6 +137,8 @@ pub struct Status {
     pub leader_contact: Option<Time>,
     /// Of a leader: a majority confirmed that it still led at this instant.
     pub quorum_confirmed: Option<Time>,
+    /// Of a leader with lease reads: no majority votes before this instant.
+    pub lease_until: Option<Time>,
     pub committed_config: Placed,
     pub newest_config: Placed,
     /// A change is appended and not committed, or the configuration is joint.
@@ -190,6 +196,7 @@ impl Node {
             election_due: NEVER,
             matched_in_term: 0,
             installing: None,
+            sealed: BTreeMap::new(),
             forwarded: Forwarded::new(seed),
             handing: None,
             is_stalled: false,
@@ -198,6 +205,9 @@ impl Node {
             history,
             cfg,
         };
+        if planted!(node, RestartForgetsOldTimeout) {
+            node.refuse_until = now.after(node.cfg.et_us());
+        }
         node.schedule_election();
         node.hurry_if_alone();
         node
@@ -205,7 +215,10 @@ impl Node {
 
     /// Feeds one input at `now` and collects what to do, in order. A clock that went back is taken as standing still.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Effect>) {
-        self.now = self.now.max(now);
+        let is_planted = planted!(self, StaleClock) && !matches!(input, Input::Tick);
+        if !is_planted {
+            self.now = self.now.max(now);
+        }
         if self.has_failed {
             return refuse_stopped(input, out);
         }
@@ -213,7 +226,7 @@ impl Node {
             Input::Tick => self.tick(out),
             Input::Msg { from, msg } => self.on_msg(from, msg, out),
             Input::Propose { batch } => self.propose(batch, out),
-            Input::Read { token, mode: _ } => self.read(token, out),
+            Input::Read { token, mode } => self.read(token, mode, out),
             Input::Change { token, expect, change } => self.change(token, expect, &change, out),
             Input::Transfer { token, to } => self.transfer(token, to, out),
             Input::Written { upto } => self.on_written(upto, out),
@@ -278,12 +291,16 @@ impl Node {
                 self.on_append_reject(from, term, prev_index, (hint_index, hint_term), out);
             }
             Msg::Heartbeat { term, commit, round } => self.on_heartbeat(from, term, commit, round, out),
-            Msg::HeartbeatReply { term, round, received, durable, promise_us: _ } => {
-                self.on_heartbeat_reply(from, term, round, (received, durable), out);
+            Msg::HeartbeatReply { term, round, received, durable, promise_us, last_index } => {
+                let said = Said { round, received, durable, promise_us, last_index };
+                self.on_heartbeat_reply(from, term, said, out);
             }
             Msg::Commit { term, commit } => self.on_commit(from, term, commit, out),
             Msg::TimeoutNow { term } => self.on_timeout_now(from, term, out),
-            Msg::ReadIndex { term, ctx } => self.on_read_index(from, term, ctx, out),
+            Msg::ReadIndex { term, ctx, lease } => {
+                let mode = if lease { ReadMode::Lease } else { ReadMode::Index };
+                self.on_read_index(from, term, ctx, mode, out);
+            }
             Msg::ReadIndexReply { term, ctx, index } => self.on_read_index_reply(from, term, ctx, index, out),
             Msg::SnapshotReply { term, index } => self.on_snapshot_reply(from, term, index, out),
             Msg::YouAreRemoved { term: _, config_term, config_index } => {
@@ -570,6 +587,7 @@ impl Node {
             is_ready: leader.is_some_and(|leader| leader.is_ready),
             leader_contact: if leader.is_some() { Some(self.now) } else { self.contact },
             quorum_confirmed: leader.and_then(|leader| self.quorum_confirmed(leader)),
+            lease_until: leader.and_then(|leader| self.lease_until(leader)),
             committed_config: self.committed_config().clone(),
             newest_config: newest.clone(),
             is_change_in_flight: newest.at.index > self.commit || newest.config.is_joint(),
@@ -589,6 +607,7 @@ impl Node {
             last_ack: peer.last_ack,
             is_active: peer.is_active(self.now, self.cfg.et_us()),
             is_snapshotting: matches!(peer.feed, Feed::Snapshot { .. }),
+            is_reverted: peer.is_reverted,
         };
         leader.peers.iter().map(status).collect()
     }

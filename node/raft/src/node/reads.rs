@@ -1,9 +1,12 @@
 //! Linearizable reads: one heartbeat round confirms every read that was queued before it was sent.
 //!
+//! Under a lease no round is needed: a majority has promised to vote for nobody until an instant that has not come yet,
+//! so nobody else can have committed anything. The index is fixed at the instant the lease was looked at.
+//!
 //! A follower asks its leader for an index and the shell waits until it applied that much. Reads change nothing, so a
 //! read that ends without an index is certain not to have taken effect. Source: Ongaro, thesis §6.4.
 
-use crate::io::{Effect, Outcome, Refusal};
+use crate::io::{Effect, Outcome, ReadMode, Refusal};
 use crate::quorum::reached;
 use crate::types::{Index, MemberId, Term, Time, Token};
 use crate::wire::Msg;
@@ -32,12 +35,15 @@ pub(super) struct Forwarded {
 struct Asked {
     ctx: u64,
     at: Time,
+    /// Every read of it is content with a lease.
+    lease: bool,
     reads: Vec<Waiting>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Waiting {
     token: Token,
+    mode: ReadMode,
     deadline: Time,
 }
 
@@ -58,22 +64,28 @@ impl Forwarded {
 }
 
 impl Node {
-    pub(super) fn read(&mut self, token: Token, out: &mut Vec<Effect>) {
+    pub(super) fn read(&mut self, token: Token, mode: ReadMode, out: &mut Vec<Effect>) {
+        if self.is_removed {
+            return out.push(Effect::Resolve { token, outcome: Outcome::Refused(Refusal::Stopped) });
+        }
         if self.is_leader() {
-            return self.queue_read(Reader::Local(token), out);
+            return self.queue_read(Reader::Local(token), mode, out);
         }
         if self.forwarded.count() >= self.cfg.reads_waiting_max {
             let refusal = Refusal::TooManyReads { limit: self.cfg.reads_waiting_max };
             return out.push(Effect::Resolve { token, outcome: Outcome::Refused(refusal) });
         }
         let deadline = self.now.after(self.cfg.election_us.1);
-        self.forwarded.waiting.push(Waiting { token, deadline });
+        self.forwarded.waiting.push(Waiting { token, mode, deadline });
         self.ask_leader(out);
     }
 
     // ---- leader ------------------------------------------------------------------------------------------------
 
-    fn queue_read(&mut self, reader: Reader, out: &mut Vec<Effect>) {
+    fn queue_read(&mut self, reader: Reader, mode: ReadMode, out: &mut Vec<Effect>) {
+        if mode == ReadMode::Lease && self.holds_lease() {
+            return self.release(self.commit, vec![reader], out);
+        }
         let limit = self.cfg.reads_waiting_max;
         let may_skip = planted!(self, ReadWithoutRound);
         let may_be_early = planted!(self, ReadBeforeReady);
@@ -144,6 +156,39 @@ impl Node {
         })
     }
 
+    // ---- leases ------------------------------------------------------------------------------------------------
+
+    /// This leader is ready and a majority has promised to vote for nobody now.
+    fn holds_lease(&self) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let is_ready = leader.is_ready || planted!(self, LeaseBeforeReady);
+        is_ready && self.lease_until(leader).is_some_and(|until| self.now < until)
+    }
+
+    /// Until when the majority's promises hold, measured from the send time of what they answered and by the slowest
+    /// clock allowed. `None` while leases are off, and from the start of a transfer to the end of the term.
+    pub(super) fn lease_until(&self, leader: &Leader) -> Option<Time> {
+        #[cfg(feature = "mutants")]
+        if let Some(until) = self.wrong_lease(leader) {
+            return Some(until);
+        }
+        let leases = self.cfg.leases?;
+        let is_handing = leader.transfer.is_some() && !planted!(self, LeaseKeptInTransfer);
+        let has_handed =
+            leader.has_transferred && leader.transfer.is_none() && !planted!(self, LeaseResumedAfterTransfer);
+        if is_handing || has_handed {
+            return None;
+        }
+        Some(reached(self.config(), |id| {
+            if id == self.cfg.id {
+                // It votes for nobody while it leads.
+                return NEVER;
+            }
+            let promise = leader.peers.get(&id).and_then(|peer| Some((peer.acked_sent?, peer.promise_us)));
+            promise.map_or(Time(0), |(sent, promise_us)| sent.after(leases.trusted_us(promise_us)))
+        }))
+    }
+
     fn release(&self, index: Index, readers: Vec<Reader>, out: &mut Vec<Effect>) {
         for reader in readers {
             match reader {
@@ -175,9 +220,16 @@ impl Node {
         }
     }
 
-    pub(super) fn on_read_index(&mut self, from: MemberId, term: Term, ctx: u64, out: &mut Vec<Effect>) {
+    pub(super) fn on_read_index(
+        &mut self,
+        from: MemberId,
+        term: Term,
+        ctx: u64,
+        mode: ReadMode,
+        out: &mut Vec<Effect>,
+    ) {
         if self.is_leader() && term == self.hard.term {
-            self.queue_read(Reader::Remote { member: from, ctx }, out);
+            self.queue_read(Reader::Remote { member: from, ctx }, mode, out);
         } else {
             self.answer_read(from, ctx, None, out);
         }
@@ -194,8 +246,9 @@ impl Node {
         self.forwarded.ctx = self.forwarded.ctx.wrapping_add(1);
         let ctx = self.forwarded.ctx;
         let reads = std::mem::take(&mut self.forwarded.waiting);
-        self.forwarded.asked = Some(Asked { ctx, at: self.now, reads });
-        self.send(leader, Msg::ReadIndex { term: self.hard.term, ctx }, out);
+        let lease = reads.iter().all(|read| read.mode == ReadMode::Lease);
+        self.forwarded.asked = Some(Asked { ctx, at: self.now, lease, reads });
+        self.send(leader, Msg::ReadIndex { term: self.hard.term, ctx, lease }, out);
     }
 
     /// A question may have been lost: asks again, with the same number, after a heartbeat without an answer.
@@ -205,7 +258,7 @@ impl Node {
             && now.since(asked.at) >= patience
         {
             asked.at = now;
-            let msg = Msg::ReadIndex { term: self.hard.term, ctx: asked.ctx };
+            let msg = Msg::ReadIndex { term: self.hard.term, ctx: asked.ctx, lease: asked.lease };
             self.send(leader, msg, out);
         }
     }
@@ -222,7 +275,7 @@ impl Node {
     pub(super) fn adopt_forwarded(&mut self, out: &mut Vec<Effect>) {
         self.requeue_forwarded();
         for read in std::mem::take(&mut self.forwarded.waiting) {
-            self.queue_read(Reader::Local(read.token), out);
+            self.queue_read(Reader::Local(read.token), read.mode, out);
         }
     }
 
@@ -261,6 +314,56 @@ impl Node {
         self.requeue_forwarded();
         for read in std::mem::take(&mut self.forwarded.waiting) {
             out.push(refused_read(read.token, None));
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Node {
+    /// What a planted bug takes for the end of the lease.
+    fn wrong_lease(&self, leader: &Leader) -> Option<Time> {
+        use crate::cfg::LeaseCfg;
+        use crate::mutant::Mutant;
+        let leases = self.cfg.leases;
+        let own_et = self.cfg.et_us();
+        let end_of = |id: MemberId, end: &dyn Fn(&crate::progress::Progress) -> Option<Time>| {
+            if id == self.cfg.id { NEVER } else { leader.peers.get(&id).and_then(end).unwrap_or_default() }
+        };
+        let is_off = leader.has_transferred;
+        match self.cfg.mutant? {
+            Mutant::LeaseWithoutSetting if leases.is_none() => {
+                let leases = LeaseCfg::DEFAULT;
+                Some(reached(self.config(), |id| {
+                    end_of(id, &|peer| Some(peer.acked_sent?.after(leases.trusted_us(own_et))))
+                }))
+            }
+            Mutant::LeaseFromReceiveTime if !is_off => {
+                let leases = leases?;
+                Some(reached(self.config(), |id| {
+                    end_of(id, &|peer| Some(peer.last_ack?.after(leases.trusted_us(peer.promise_us))))
+                }))
+            }
+            Mutant::LeaseFromOwnTimeout if !is_off => {
+                let leases = leases?;
+                Some(reached(self.config(), |id| {
+                    end_of(id, &|peer| Some(peer.acked_sent?.after(leases.trusted_us(own_et))))
+                }))
+            }
+            Mutant::LeaseIgnoresDrift if !is_off => {
+                let leases = LeaseCfg { drift_ppm: 0, ..leases? };
+                Some(reached(self.config(), |id| {
+                    end_of(id, &|peer| Some(peer.acked_sent?.after(leases.trusted_us(peer.promise_us))))
+                }))
+            }
+            Mutant::LeaseCountsNewHalfOnly if !is_off => {
+                let leases = leases?;
+                let mut config = self.config().clone();
+                config.voters_outgoing.clear();
+                Some(reached(&config, |id| {
+                    end_of(id, &|peer| Some(peer.acked_sent?.after(leases.trusted_us(peer.promise_us))))
+                }))
+            }
+            _ => None,
         }
     }
 }

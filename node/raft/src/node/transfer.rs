@@ -56,6 +56,8 @@ impl Node {
         let Role::Leader(leader) = &mut self.role else { return };
         let transfer = Transfer { to, token, deadline, is_told: false, held: Vec::new(), held_bytes: 0 };
         leader.transfer = Some(transfer);
+        // The target may be told late, and then nobody insists on leader contact: no lease holds in this term any more.
+        leader.has_transferred = true;
         out.push(Effect::Event(Event::TransferStarted { to }));
         self.maybe_hand_over(to, out);
     }

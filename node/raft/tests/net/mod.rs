@@ -132,6 +132,8 @@ pub struct Member {
     staged: Option<Engine>,
     pub installing: Option<SnapMeta>,
     boots: u64,
+    /// How much faster its clock runs than the bench's, in parts per million.
+    pub rate_ppm: i64,
 }
 
 impl Member {
@@ -215,6 +217,7 @@ impl Net {
             staged: None,
             installing: None,
             boots: 0,
+            rate_ppm: 0,
         };
         self.members.insert(id, member);
         self.start(id);
@@ -226,6 +229,23 @@ impl Net {
             self.asked.insert(Token(self.tokens), asked);
         }
         Token(self.tokens)
+    }
+
+    /// The time on a member's own clock.
+    fn local(&self, id: MemberId) -> Time {
+        let rate = u64::try_from(1_000_000 + self.members[&id].rate_ppm).expect("a clock runs forwards");
+        Time(u64::try_from(u128::from(self.now.0) * u128::from(rate) / 1_000_000).expect("a short test"))
+    }
+
+    /// When a member is due, on the clock of the bench.
+    pub fn deadline(&self, id: MemberId) -> Time {
+        let member = self.member(id);
+        let Time(due) = member.node().deadline();
+        if due == u64::MAX {
+            return Time(due);
+        }
+        let rate = u128::try_from(1_000_000 + member.rate_ppm).expect("a clock runs forwards");
+        Time(u64::try_from((u128::from(due) * 1_000_000).div_ceil(rate)).expect("a short test"))
     }
 
     pub fn member(&self, id: MemberId) -> &Member {
@@ -266,8 +286,18 @@ impl Net {
         member.engine = member.persisted.clone();
     }
 
+    /// The disk of a member that is down is empty again, as on the first day.
+    pub fn wipe(&mut self, id: MemberId) {
+        let first = bootstrap(&[1, 2, 3]);
+        let member = self.member_mut(id);
+        assert!(member.node.is_none(), "only the disk of a member that is down can be exchanged");
+        member.disk.recovered = Recovered { snapshot: first.clone(), incarnation: INCARNATION, ..Recovered::default() };
+        member.engine = Engine::new(&first);
+        member.persisted = member.engine.clone();
+    }
+
     pub fn start(&mut self, id: MemberId) {
-        let (now, seed) = (self.now, self.seed);
+        let (now, seed) = (self.local(id), self.seed);
         let member = self.member_mut(id);
         member.boots += 1;
         let meta = member.persisted.meta();
@@ -287,7 +317,7 @@ impl Net {
     // ---- inputs ----------------------------------------------------------------------------------------------------
 
     pub fn step(&mut self, id: MemberId, input: Input) {
-        let now = self.now;
+        let now = self.local(id);
         let member = self.members.get_mut(&id).expect("the script names members that exist");
         let Some(node) = &mut member.node else { return };
         let was_leader = node.is_leader();
@@ -315,10 +345,10 @@ impl Net {
         tokens
     }
 
-    pub fn read(&mut self, id: MemberId) -> Token {
+    pub fn read(&mut self, id: MemberId, mode: ReadMode) -> Token {
         let token = self.token(id);
         self.truth.reads.insert(token, self.truth.acknowledged);
-        self.step(id, Input::Read { token, mode: ReadMode::Index });
+        self.step(id, Input::Read { token, mode });
         token
     }
 
@@ -635,14 +665,14 @@ impl Net {
         self.settle(&is_cut);
         for ticks in 0.. {
             assert!(ticks <= 100 + micros / 1_000 * TICKS_PER_MS_MAX, "deadlines advance");
-            let next = self.up().into_iter().map(|id| self.member(id).node().deadline()).min().unwrap_or(end);
+            let next = self.up().into_iter().map(|id| self.deadline(id)).min().unwrap_or(end);
             if next > end {
                 self.now = end;
                 return;
             }
             self.now = self.now.max(next);
             for id in self.up() {
-                if self.member(id).node().deadline() <= self.now {
+                if self.deadline(id) <= self.now {
                     self.tick(id);
                 }
             }
