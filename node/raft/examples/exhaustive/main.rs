@@ -7,9 +7,10 @@
 mod search;
 
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use search::{scopes, search};
+use search::{Report, Scope, scopes, search};
 
 struct Args {
     states: usize,
@@ -33,6 +34,65 @@ fn args() -> Result<Args, String> {
     Ok(args)
 }
 
+/// Scopes are searched side by side, each by one thread.
+const THREADS: usize = 2;
+
+struct Work {
+    next: usize,
+    /// States of the budget that no scope has used or taken yet.
+    left: usize,
+    total: usize,
+    complete: usize,
+    is_broken: bool,
+}
+
+/// Searches one scope after the other. A scope gets its equal share of what is left, and gives back what it does not need.
+fn run(scopes: &[Scope], args: &Args, began: Instant, work: &Mutex<Work>) {
+    let lock = || work.lock().expect("no search panics outside of a member");
+    loop {
+        let (scope, states, time) = {
+            let mut work = lock();
+            let Some(scope) = scopes.get(work.next).filter(|_| !work.is_broken) else { return };
+            let shares = scopes.len() - work.next;
+            let states = work.left / shares;
+            work.next += 1;
+            work.left -= states;
+            let turns = u32::try_from(shares.div_ceil(THREADS)).expect("few scopes");
+            (scope, states, args.time.saturating_sub(began.elapsed()) / turns)
+        };
+        let result = search(scope, states, time);
+        let mut work = lock();
+        match result {
+            Ok(report) => {
+                work.left += states.saturating_sub(report.states);
+                work.total += report.states;
+                work.complete += usize::from(report.is_complete);
+                println!("{}: {} ({})", line(&report), scope.name, scope.bounds());
+            }
+            Err(broken) => {
+                work.is_broken = true;
+                println!("{}: {}", scope.name, broken.why);
+                for (number, step) in broken.schedule.iter().enumerate() {
+                    println!("{:3} {step}", number + 1);
+                }
+            }
+        }
+    }
+}
+
+fn line(report: &Report) -> String {
+    format!(
+        "{:10} states, depth {:2}, {:8}, {:6.1} s, {:7.0} states/s, {:7} members, {:8} acts",
+        report.states,
+        report.depth,
+        if report.is_complete { "complete" } else { "limit" },
+        report.took.as_secs_f64(),
+        report.states as f64 / report.took.as_secs_f64().max(0.001),
+        report.members,
+        report.acts,
+    )
+}
+
 /// Most memory this process had, as the kernel counts it.
 fn peak_memory_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -51,35 +111,15 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let began = Instant::now();
     let chosen: Vec<_> = scopes().into_iter().filter(|scope| scope.name.contains(&args.scope)).collect();
-    let (mut left, mut total, mut complete) = (args.states, 0, 0);
-    for (at, scope) in chosen.iter().enumerate() {
-        let shares = chosen.len() - at;
-        let time = args.time.saturating_sub(began.elapsed()) / u32::try_from(shares).expect("few scopes");
-        let report = match search(scope, left / shares, time) {
-            Ok(report) => report,
-            Err(broken) => {
-                println!("{}: {}", scope.name, broken.why);
-                for (number, step) in broken.schedule.iter().enumerate() {
-                    println!("{:3} {step}", number + 1);
-                }
-                return ExitCode::FAILURE;
-            }
-        };
-        left = left.saturating_sub(report.states);
-        total += report.states;
-        complete += usize::from(report.is_complete);
-        println!(
-            "{:10} states, depth {:2}, {:8}, {:6.1} s, {:7.0} states/s, {:7} members, {:8} acts: {} ({})",
-            report.states,
-            report.depth,
-            if report.is_complete { "complete" } else { "limit" },
-            report.took.as_secs_f64(),
-            report.states as f64 / report.took.as_secs_f64().max(0.001),
-            report.members,
-            report.acts,
-            scope.name,
-            scope.bounds(),
-        );
+    let work = Mutex::new(Work { next: 0, left: args.states, total: 0, complete: 0, is_broken: false });
+    std::thread::scope(|threads| {
+        for _ in 0..THREADS {
+            threads.spawn(|| run(&chosen, &args, began, &work));
+        }
+    });
+    let Work { total, complete, is_broken, .. } = work.into_inner().expect("no search panics outside of a member");
+    if is_broken {
+        return ExitCode::FAILURE;
     }
     // Two of n states share 64 bits with a chance of n²/2^65.
     let chance = (total as f64).powi(2) / 2_f64.powi(65);

@@ -563,6 +563,13 @@ impl<'a> Search<'a> {
             next.truth = self.check(&next, at, number)?;
             let mut flights: Vec<u32> = rest.net[..rest.flights()].to_vec();
             flights.extend(&self.dones[number as usize].sends);
+            let mut alive = Vec::with_capacity(flights.len());
+            for flight in flights {
+                if !self.is_dead(&next, flight)? {
+                    alive.push(flight);
+                }
+            }
+            let mut flights = alive;
             flights.sort_unstable();
             for net in choose(&flights, self.scope.net_max) {
                 next.net = net;
@@ -571,6 +578,21 @@ impl<'a> Search<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A message of a term that its receiver's disk has left behind, and that changes nothing there, never will: it is
+    /// as good as lost.
+    fn is_dead(&mut self, world: &World, flight: u32) -> Result<bool, String> {
+        let Flight { to, msg, .. } = self.flights.get(flight);
+        let (to, term) = (*to, msg.term());
+        let is_there = |number: &&u32| **number != NONE && self.members.get(**number).node.id() == to;
+        let Some(number) = world.members.iter().find(is_there).copied() else { return Ok(true) };
+        if self.members.get(number).disk.hard.term <= term {
+            return Ok(false);
+        }
+        let done = self.done(number, Act::Receive(flight))?;
+        let done = &self.dones[done as usize];
+        Ok(done.member == number && done.sends.is_empty() && done.told.is_empty())
     }
 
     // ---- who is who ------------------------------------------------------------------------------------------------
