@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use bytes::{Buf, Bytes};
 use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, SnapMeta, Term};
-use quorate_state::{Applied, Command, Machine, View};
+use quorate_state::{Applied, Command, KeyValue, Machine, View};
 use tokio::sync::oneshot;
 
 use crate::driver::{DriverInput, Inbox};
@@ -17,9 +17,9 @@ use crate::snapshot::{Checkpoint, Staged};
 
 /// Bytes in front of each command: who asked, and that member's number for it.
 const REQUEST_HEADER_BYTES: usize = 16;
-/// Bytes applied after which a checkpoint is due whatever the count says, if the state itself is not larger: the log
-/// stays within about twice the state, and checkpoints write no more than commands did.
-const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
+/// Bytes applied after which a checkpoint is due whatever the count says: the log to replay at a start, and the log kept
+/// in memory, stay within about twice this. A checkpoint writes what changed, so many small ones cost no more.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
 
 pub(crate) enum ApplyInput {
     Entries(Vec<Entry>),
@@ -66,6 +66,8 @@ pub(crate) struct Applier {
     checkpoints: Sender<Checkpoint>,
     checkpoint_every: u64,
     checkpointed: Index,
+    /// What changed since.
+    changes: Vec<Arc<KeyValue>>,
     applied_bytes: u64,
     is_checkpointing: bool,
 }
@@ -98,6 +100,7 @@ impl Applier {
             checkpoints,
             checkpoint_every,
             checkpointed: meta.index,
+            changes: Vec::new(),
             applied_bytes: 0,
             is_checkpointing: false,
         }
@@ -154,6 +157,7 @@ impl Applier {
                 let mut applied = self.machine.apply(index, term, Some(&command));
                 if !applied.events.is_empty() {
                     let events = std::mem::take(&mut applied.events);
+                    self.changes.extend(events.iter().map(|event| event.kv.clone()));
                     owed.batches.push(EventBatch { revision: applied.revision, events });
                 }
                 if origin == self.shared.identity.member_id {
@@ -198,6 +202,8 @@ impl Applier {
         self.config = Arc::new(meta.config.clone());
         self.config_at = meta.config_at;
         self.checkpointed = meta.index;
+        self.changes = Vec::new();
+        self.applied_bytes = 0;
         self.shared.view.store(Arc::new(self.machine.view()));
         self.inbox.tell(DriverInput::Installed { index: meta.index });
         self.inbox.tell(DriverInput::Persisted { meta });
@@ -205,17 +211,17 @@ impl Applier {
 
     fn maybe_checkpoint(&mut self) {
         let index = self.machine.applied_index();
-        let is_due = index >= self.checkpointed + self.checkpoint_every
-            || (self.applied_bytes >= CHECKPOINT_BYTES_MIN && self.applied_bytes >= self.machine.view().size_bytes());
+        let is_due = index >= self.checkpointed + self.checkpoint_every || self.applied_bytes >= CHECKPOINT_BYTES;
         if self.is_checkpointing || !is_due {
             return;
         }
         self.is_checkpointing = true;
         self.applied_bytes = 0;
-        self.checkpointed = index;
+        let since = std::mem::replace(&mut self.checkpointed, index);
+        let changes = std::mem::take(&mut self.changes);
         let meta = SnapMeta { index, term: self.term, config: (*self.config).clone(), config_at: self.config_at };
         // When the checkpoint thread is gone the process is ending.
-        let _ = self.checkpoints.send(Checkpoint { meta, view: self.machine.view() });
+        let _ = self.checkpoints.send(Checkpoint { meta, view: self.machine.view(), since, changes });
     }
 }
 

@@ -48,6 +48,7 @@ pub enum DriverInput {
         number: u64,
     },
     Read {
+        mode: ReadMode,
         sender: oneshot::Sender<Result<Arc<View>, CallError>>,
     },
     Change {
@@ -315,7 +316,7 @@ impl Driver {
                 self.out.shared.waiters.fail(number, CallError::Stopped);
             }
             DriverInput::Propose { number } => self.proposals.push(Proposal::Own { number }),
-            DriverInput::Read { sender } => self.read(now, sender, effects),
+            DriverInput::Read { mode, sender } => self.read(now, mode, sender, effects),
             DriverInput::Change { expect, change, sender } => self.change(now, expect, change, sender, effects),
             DriverInput::Transfer { to, sender } => {
                 let token = self.token();
@@ -362,6 +363,8 @@ impl Driver {
                 let meta = staged.meta.clone();
                 self.staged = Some(staged);
                 self.step(now, Input::SnapshotReady { from, term, meta }, effects);
+                // The core took it just now or does not want it: then it is removed.
+                self.staged = None;
             }
             DriverInput::Installed { index } => {
                 // What was in limbo may be within the snapshot: nobody can tell any more.
@@ -449,10 +452,16 @@ impl Driver {
         self.step(now, Input::Propose { batch }, effects);
     }
 
-    fn read(&mut self, now: Time, sender: oneshot::Sender<Result<Arc<View>, CallError>>, effects: &mut Vec<Effect>) {
+    fn read(
+        &mut self,
+        now: Time,
+        mode: ReadMode,
+        sender: oneshot::Sender<Result<Arc<View>, CallError>>,
+        effects: &mut Vec<Effect>,
+    ) {
         let token = self.token();
         self.waiting.insert(token, Waiting::Read(sender));
-        self.step(now, Input::Read { token, mode: ReadMode::Index }, effects);
+        self.step(now, Input::Read { token, mode }, effects);
     }
 
     fn read_at(&mut self, token: Token, index: Index) {
@@ -632,7 +641,7 @@ impl Driver {
         self.proposals.extend(held.proposals.into_iter().map(|number| Proposal::Own { number }));
         for sender in held.reads {
             if !sender.is_closed() {
-                self.read(now, sender, effects);
+                self.read(now, ReadMode::Index, sender, effects);
             }
         }
     }

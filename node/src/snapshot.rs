@@ -1,241 +1,347 @@
 //! Checkpoints of the machine on disk, which are also the snapshots sent to others.
 //!
-//! A file holds its position first, then checksummed chunks; it gets its name only when all of it is durable, so a file
-//! with a name is whole. The newest two are kept.
+//! A directory `<index>` holds one chain: a run with the whole state, `<index>-<checksum>.whole`, and the runs of changes
+//! that follow it, `<index>-<checksum>.changes` (see [`quorate_state::snapshot`]). A checkpoint adds a run of what
+//! changed since the last one; when such runs weigh too much against the whole, it begins a new chain. A run gets its
+//! name, and a directory its place, only when all of it is durable: each swap is one rename and a flush of the directory.
+//! `incoming` holds what was received so far of another member's chain.
+//!
+//! Writing happens on the checkpoint thread, from a view: neither applying nor reading waits for it.
+
+mod incoming;
+mod load;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use quorate_raft::codec::{decode_snap_meta, encode_snap_meta};
 use quorate_raft::types::{Index, SnapMeta};
-use quorate_state::{Machine, View};
+use quorate_state::snapshot::{CHUNK_BYTES, Place};
+use quorate_state::{KeyValue, Machine, RunEnd, SnapshotChunks, View};
 
 use crate::apply::ApplyInput;
 use crate::driver::{DriverInput, Inbox};
 use crate::files;
 use crate::handle::Shared;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"QSNP");
-/// Largest block of a file: a chunk of the machine or the position in front.
-const BLOCK_BYTES_MAX: usize = 64 << 20;
-const KEPT: usize = 2;
+pub(crate) use incoming::{Incoming, PushError, Staged};
+pub(crate) use load::RunReader;
+
+/// Runs of one chain; each is a file to open at start and when a snapshot is sent.
+pub(crate) const RUNS_MAX: usize = 64;
+/// Runs of changes may weigh this much whatever the whole weighs.
+const CHANGE_BYTES_MIN: u64 = 64 << 20;
+/// Beyond, runs of changes may weigh a quarter of the whole: a start reads a quarter more, and all checkpoints together
+/// write about five times what commands did.
+const WHOLE_PER_CHANGES: u64 = 4;
+/// Written between two flushes. The log shares the disk: its flush must not wait behind gigabytes of ours.
+const FLUSH_BYTES: usize = 8 << 20;
+const INCOMING: &str = "incoming";
 
 /// A view to make durable.
 pub(crate) struct Checkpoint {
     pub meta: SnapMeta,
     pub view: View,
+    /// Index of the checkpoint or snapshot before it.
+    pub since: Index,
+    /// All that changed since.
+    pub changes: Vec<Arc<KeyValue>>,
 }
 
 /// A state and where it stands.
 pub(crate) type Loaded = (SnapMeta, Machine);
 
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RunKind {
+    Whole,
+    Changes,
+}
+
+/// A run on disk. Equal files are equal in all of this, on every member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunFile {
+    pub kind: RunKind,
+    pub end: RunEnd,
+    pub chunks: u32,
+    pub bytes: u64,
+}
+
+impl RunFile {
+    pub(crate) fn name(&self) -> String {
+        name_of(self.kind, self.end)
+    }
+}
+
+fn name_of(kind: RunKind, end: RunEnd) -> String {
+    let kind = match kind {
+        RunKind::Whole => "whole",
+        RunKind::Changes => "changes",
+    };
+    format!("{:020}-{:08x}.{kind}", end.index, end.crc)
+}
+
+/// What a file's name says.
+fn parse_name(path: &Path) -> Option<(RunKind, RunEnd)> {
+    let kind = match path.extension()?.to_str()? {
+        "whole" => RunKind::Whole,
+        "changes" => RunKind::Changes,
+        _ => return None,
+    };
+    let (index, crc) = path.file_stem()?.to_str()?.split_once('-')?;
+    Some((kind, RunEnd { index: index.parse().ok()?, crc: u32::from_str_radix(crc, 16).ok()? }))
+}
+
+/// A state on disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chain {
+    pub dir: PathBuf,
+    pub meta: SnapMeta,
+    /// The whole first.
+    pub runs: Vec<RunFile>,
+}
+
+impl Chain {
+    fn end(&self) -> RunEnd {
+        self.runs.last().expect("a chain has a whole run").end
+    }
+
+    /// Whether another run of changes, roughly of these bytes, may follow.
+    fn has_room(&self, bytes: u64) -> bool {
+        let changes: u64 = self.runs[1..].iter().map(|run| run.bytes).sum();
+        self.runs.len() < RUNS_MAX && changes + bytes <= CHANGE_BYTES_MIN.max(self.runs[0].bytes / WHOLE_PER_CHANGES)
+    }
+}
+
 /// The directory of checkpoints.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
-    dir: PathBuf,
-    /// Tells files on their way in apart.
-    received: AtomicU64,
-    newest: Mutex<Option<(SnapMeta, PathBuf)>>,
+    root: PathBuf,
+    chunk_bytes: usize,
+    current: Mutex<Option<Chain>>,
+    /// Held while another chain takes the place of the current one.
+    swap: Mutex<()>,
+    incoming: Mutex<incoming::Slot>,
 }
 
 impl Snapshots {
     /// Opens the directory and loads the newest checkpoint that is whole.
-    pub(crate) fn open(dir: PathBuf) -> Result<(Arc<Snapshots>, Option<Loaded>)> {
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut found = list(&dir)?;
-        found.reverse();
-        let mut loaded = None;
-        for (_, path) in &found {
-            match load(path) {
-                Ok(state) => {
-                    loaded = Some((state, path.clone()));
+    pub(crate) fn open(root: PathBuf) -> Result<(Arc<Snapshots>, Option<Loaded>)> {
+        Snapshots::open_with(root, CHUNK_BYTES)
+    }
+
+    fn open_with(root: PathBuf, chunk_bytes: usize) -> Result<(Arc<Snapshots>, Option<Loaded>)> {
+        std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+        let snapshots = Snapshots {
+            root,
+            chunk_bytes,
+            current: Mutex::default(),
+            swap: Mutex::default(),
+            incoming: Mutex::default(),
+        };
+        let mut machine = None;
+        for dir in snapshots.chains()?.into_iter().rev() {
+            match load::newest(&dir) {
+                Ok((chain, loaded)) => {
+                    machine = Some((chain.meta.clone(), loaded));
+                    *snapshots.current() = Some(chain);
                     break;
                 }
-                // An older one with a longer log does as well; if the log was cut already, the start is refused below.
-                Err(error) => tracing::error!("checkpoint {} is unreadable: {error:#}", path.display()),
+                // An older one with a longer log does as well; if the log was cut already, the start is refused.
+                Err(error) => tracing::error!("checkpoint {} is unreadable: {error:#}", dir.display()),
             }
         }
-        let newest = loaded.as_ref().map(|((meta, _), path)| (meta.clone(), path.clone()));
-        let snapshots = Arc::new(Snapshots { dir, received: AtomicU64::new(0), newest: Mutex::new(newest) });
-        Ok((snapshots, loaded.map(|(state, _)| state)))
+        snapshots.remove_others();
+        Ok((Arc::new(snapshots), machine))
     }
 
-    pub(crate) fn newest(&self) -> Option<(SnapMeta, PathBuf)> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The newest checkpoint there is.
+    pub(crate) fn newest(&self) -> Option<Chain> {
+        self.current().clone()
     }
 
-    fn path(&self, index: Index) -> PathBuf {
-        self.dir.join(format!("{index:020}.snap"))
+    fn current(&self) -> MutexGuard<'_, Option<Chain>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a finished temporary file its name and forgets the oldest ones.
-    fn adopt(&self, temporary: &Path, meta: &SnapMeta) -> Result<()> {
-        let path = self.path(meta.index);
-        files::rename_durably(temporary, &path).with_context(|| format!("cannot name {}", path.display()))?;
+    fn swap(&self) -> MutexGuard<'_, ()> {
+        self.swap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn incoming_dir(&self) -> PathBuf {
+        self.root.join(INCOMING)
+    }
+
+    fn chain_dir(&self, index: Index) -> PathBuf {
+        self.root.join(format!("{index:020}"))
+    }
+
+    /// Directories of chains, oldest first.
+    fn chains(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.root).with_context(|| format!("cannot list {}", self.root.display()))? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.parse::<Index>().is_ok() {
+                found.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "tmp") {
+                // Unfinished: it promised nothing.
+                std::fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes every chain but the current one, beside everything else: gigabytes take a while. What is left is removed
+    /// at the next start.
+    fn remove_others(&self) {
+        let Some(dir) = self.current().as_ref().map(|chain| chain.dir.clone()) else { return };
+        let others: Vec<PathBuf> = self.chains().unwrap_or_default().into_iter().filter(|other| *other < dir).collect();
+        if !others.is_empty() {
+            beside(move || {
+                for other in &others {
+                    if let Err(error) = std::fs::remove_dir_all(other) {
+                        tracing::warn!("cannot remove the old checkpoint {}: {error}", other.display());
+                    }
+                }
+            });
+        }
+    }
+
+    /// Makes a checkpoint durable. False: a snapshot beyond it was installed meanwhile, so it is of no use.
+    fn write(&self, checkpoint: Checkpoint) -> Result<bool> {
+        let index = checkpoint.meta.index;
+        let is_late = || self.current().as_ref().is_some_and(|chain| chain.meta.index >= index);
+        if is_late() {
+            return Ok(false);
+        }
+        let bytes = checkpoint.changes.iter().map(|change| (change.key.len() + change.value.len()) as u64).sum();
+        let before = self.newest().filter(|chain| chain.meta.index == checkpoint.since && chain.has_room(bytes));
+        let written = match before {
+            Some(chain) => self.extend(&chain, checkpoint),
+            None => self.begin(checkpoint),
+        };
+        // The directory it went into may be gone.
+        if is_late() && written.is_err() { Ok(false) } else { written }
+    }
+
+    fn extend(&self, chain: &Chain, checkpoint: Checkpoint) -> Result<bool> {
+        let Checkpoint { meta, view, changes, .. } = checkpoint;
+        let temporary = chain.dir.join("checkpoint.tmp");
+        let chunks = view.change_chunks(changes, chain.end(), &encode_meta(&meta));
+        let run = self.write_run(&temporary, RunKind::Changes, meta.index, chunks)?;
+        crash_point()?;
+        let _swap = self.swap();
+        files::rename_durably(&temporary, &chain.dir.join(run.name())).context("cannot name a checkpoint")?;
+        let mut current = self.current();
+        match current.as_mut().filter(|current| current.end() == chain.end()) {
+            Some(current) => {
+                current.meta = meta;
+                current.runs.push(run);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn begin(&self, checkpoint: Checkpoint) -> Result<bool> {
+        let Checkpoint { meta, view, .. } = checkpoint;
+        let temporary = self.root.join("checkpoint.tmp");
+        remove_dir(&temporary)?;
+        std::fs::create_dir(&temporary).with_context(|| format!("cannot make {}", temporary.display()))?;
+        let chunks = view.snapshot_chunks(&encode_meta(&meta));
+        let part = temporary.join("whole.tmp");
+        let run = self.write_run(&part, RunKind::Whole, meta.index, chunks)?;
+        crash_point()?;
+        files::rename_durably(&part, &temporary.join(run.name())).context("cannot name a checkpoint")?;
+        self.put_in_place(&temporary, meta, vec![run])
+    }
+
+    /// Swaps the current chain for the one in `from`, which is durable there. False if the current one is newer.
+    fn put_in_place(&self, from: &Path, meta: SnapMeta, runs: Vec<RunFile>) -> Result<bool> {
         {
-            let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-            // A checkpoint may end after a snapshot beyond it was installed.
-            if newest.as_ref().is_none_or(|(known, _)| known.index < meta.index) {
-                *newest = Some((meta.clone(), path));
+            let _swap = self.swap();
+            if self.current().as_ref().is_some_and(|chain| chain.meta.index >= meta.index) {
+                return Ok(false);
+            }
+            let dir = self.chain_dir(meta.index);
+            crash_point()?;
+            files::rename_durably(from, &dir).with_context(|| format!("cannot name {}", dir.display()))?;
+            crash_point()?;
+            *self.current() = Some(Chain { dir, meta, runs });
+        }
+        self.remove_others();
+        Ok(true)
+    }
+
+    fn write_run(&self, path: &Path, kind: RunKind, index: Index, chunks: SnapshotChunks) -> Result<RunFile> {
+        let mut file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let mut chunks = chunks.of_bytes(self.chunk_bytes);
+        let (mut bytes, mut unflushed) = (0, 0);
+        for chunk in &mut chunks {
+            crash_point()?;
+            file.write_all(&chunk)?;
+            bytes += chunk.len() as u64;
+            unflushed += chunk.len();
+            if unflushed >= FLUSH_BYTES {
+                file.sync_data()?;
+                unflushed = 0;
             }
         }
-        let found = list(&self.dir)?;
-        for (_, old) in found.iter().rev().skip(KEPT) {
-            std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let temporary = self.dir.join("checkpoint.tmp");
-        let file = File::create(&temporary).with_context(|| format!("cannot create {}", temporary.display()))?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        write_header(&mut out, &checkpoint.meta)?;
-        for chunk in checkpoint.view.snapshot_chunks(&[]) {
-            write_block(&mut out, &chunk)?;
-        }
-        let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         file.sync_all()?;
-        self.adopt(&temporary, &checkpoint.meta)
+        let Place { sequence, crc, .. } = chunks.place();
+        Ok(RunFile { kind, end: RunEnd { index, crc }, chunks: sequence, bytes })
     }
 }
 
-/// Names by index, oldest first.
-fn list(dir: &Path) -> Result<Vec<(Index, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry?.path();
-        let stem = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
-        match (stem, path.extension().and_then(|e| e.to_str())) {
-            (Some(index), Some("snap")) => found.push((index, path)),
-            // Unfinished: it promised nothing.
-            (_, Some("tmp")) => std::fs::remove_file(&path)?,
-            _ => {}
+fn encode_meta(meta: &SnapMeta) -> Bytes {
+    let mut bytes = BytesMut::new();
+    encode_snap_meta(meta, &mut bytes);
+    bytes.freeze()
+}
+
+fn decode_meta(mut bytes: Bytes) -> Result<SnapMeta> {
+    let meta = decode_snap_meta(&mut bytes)?;
+    if !bytes.is_empty() {
+        bail!("{} bytes follow the position of a snapshot", bytes.len());
+    }
+    Ok(meta)
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-fn write_header(out: &mut impl Write, meta: &SnapMeta) -> Result<()> {
-    let mut header = BytesMut::new();
-    header.put_u32_le(MAGIC);
-    encode_snap_meta(meta, &mut header);
-    let crc = crc32c::crc32c(&header);
-    header.put_u32_le(crc);
-    write_block(out, &header)
-}
-
-fn write_block(out: &mut impl Write, block: &[u8]) -> Result<()> {
-    let len = u32::try_from(block.len()).context("a block is too large")?;
-    out.write_all(&len.to_le_bytes())?;
-    Ok(out.write_all(block)?)
-}
-
-/// The next block, or none at the end of the file.
-fn read_block(from: &mut impl Read) -> Result<Option<Bytes>> {
-    let mut len = [0; 4];
-    match from.read(&mut len[..1])? {
-        0 => return Ok(None),
-        _ => from.read_exact(&mut len[1..])?,
-    }
-    let len = usize::try_from(u32::from_le_bytes(len)).unwrap_or(usize::MAX);
-    if len > BLOCK_BYTES_MAX {
-        bail!("a block of {len} bytes is above the limit of {BLOCK_BYTES_MAX}");
-    }
-    let mut block = BytesMut::zeroed(len);
-    from.read_exact(&mut block)?;
-    Ok(Some(block.freeze()))
-}
-
-fn load(path: &Path) -> Result<(SnapMeta, Machine)> {
-    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let mut header = read_block(&mut file)?.context("an empty file")?;
-    let body = header.split_to(header.len().checked_sub(4).context("a short header")?);
-    if crc32c::crc32c(&body) != header.get_u32_le() {
-        bail!("the header's checksum is wrong");
-    }
-    let mut body = body;
-    if body.try_get_u32_le().ok() != Some(MAGIC) {
-        bail!("not a checkpoint");
-    }
-    let meta = decode_snap_meta(&mut body)?;
-    let mut chunks = Vec::new();
-    while let Some(chunk) = read_block(&mut file)? {
-        chunks.push(chunk);
-    }
-    let restored = Machine::restore(chunks)?;
-    if restored.machine.applied_index() != meta.index {
-        bail!("the state is at {}, the header says {}", restored.machine.applied_index(), meta.index);
-    }
-    Ok((meta, restored.machine))
-}
-
-/// A snapshot on its way in.
-#[derive(Debug)]
-pub(crate) struct Incoming {
-    snapshots: Arc<Snapshots>,
-    meta: SnapMeta,
-    temporary: Temporary,
-    file: File,
-}
-
-/// A file that is removed unless somebody gives it another name.
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Renamed, or left for the next start to remove.
-        let _ = std::fs::remove_file(&self.0);
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
-impl Incoming {
-    pub(crate) fn begin(snapshots: &Arc<Snapshots>, meta: SnapMeta) -> Result<Incoming> {
-        let number = snapshots.received.fetch_add(1, Ordering::Relaxed);
-        let path = snapshots.dir.join(format!("incoming-{number}.tmp"));
-        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        let temporary = Temporary(path);
-        Ok(Incoming { snapshots: snapshots.clone(), meta, temporary, file })
-    }
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).with_context(|| format!("cannot flush {}", path.display()))
+}
 
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.file.write_all(bytes)?)
-    }
-
-    /// Flushes and reads everything back: a snapshot that cannot be loaded is refused here, while the old state serves.
-    pub(crate) fn finish(self) -> Result<Staged> {
-        self.file.sync_all()?;
-        let (meta, machine) = load(&self.temporary.0).context("the snapshot received is damaged")?;
-        if meta != self.meta {
-            bail!("the snapshot received is not the one announced");
-        }
-        Ok(Staged { meta, machine, temporary: self.temporary, snapshots: self.snapshots })
+/// Does what takes long and nobody waits for.
+fn beside(work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name("tidy".to_owned()).spawn(work) {
+        tracing::warn!("cannot start a thread that tidies up: {error}");
     }
 }
 
-/// A verified snapshot that waits for the core to say whether it is wanted.
-pub struct Staged {
-    pub meta: SnapMeta,
-    machine: Machine,
-    temporary: Temporary,
-    snapshots: Arc<Snapshots>,
-}
-
-impl Staged {
-    /// Swaps the machine; durable on return.
-    pub(crate) fn adopt(self, machine: &mut Machine) -> Result<()> {
-        self.snapshots.adopt(&self.temporary.0, &self.meta)?;
-        *machine = self.machine;
-        Ok(())
-    }
+/// Where a process may die. Tests let it.
+fn crash_point() -> Result<()> {
+    #[cfg(test)]
+    testing::crash_point()?;
+    Ok(())
 }
 
 /// Writes checkpoints in the background. A checkpoint beyond the local durable index waits: the leader may commit
@@ -254,8 +360,10 @@ pub(crate) fn run(
                 return;
             }
         }
-        match snapshots.write(&checkpoint) {
-            Ok(()) => inbox.tell(DriverInput::Persisted { meta: checkpoint.meta }),
+        let meta = checkpoint.meta.clone();
+        match snapshots.write(checkpoint) {
+            Ok(true) => inbox.tell(DriverInput::Persisted { meta }),
+            Ok(false) => {}
             Err(error) => inbox.tell(DriverInput::WriteFailed { error: format!("checkpoint: {error:#}") }),
         }
         let _ = apply.send(ApplyInput::CheckpointDone);

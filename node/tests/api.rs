@@ -573,11 +573,11 @@ async fn a_full_store_takes_no_more_but_lets_itself_be_emptied() {
     let alarms = maintenance.alarm(list).await.expect("answers").into_inner().alarms;
     assert_eq!(alarms.iter().map(pb::AlarmMember::alarm).collect::<Vec<_>>(), [pb::AlarmType::Nospace]);
 
-    // What a deletion at the compact revision itself replaced stays until the next compaction: hence two.
-    let some = pb::DeleteRangeRequest { key: "k0".into(), range_end: "k4".into(), prev_kv: false };
-    assert_eq!(kv.delete_range(some).await.expect("deletes go on").into_inner().deleted, 4);
-    let last = pb::DeleteRangeRequest { key: "k4".into(), ..Default::default() };
-    let revision = kv.delete_range(last).await.expect("deletes").into_inner().header.expect("a header").revision;
+    // Exactly at the last revision: what the deletion replaced goes at once.
+    let all = pb::DeleteRangeRequest { key: "k".into(), range_end: "l".into(), prev_kv: false };
+    let deleted = kv.delete_range(all).await.expect("deletes go on").into_inner();
+    assert_eq!(deleted.deleted, 5);
+    let revision = deleted.header.expect("a header").revision;
     kv.compact(pb::CompactionRequest { revision, physical: true }).await.expect("compacts");
     kv.put(put("k", "v")).await.expect("there is room again");
     assert!(maintenance.alarm(list).await.expect("answers").into_inner().alarms.is_empty());

@@ -5,8 +5,10 @@ use quorate_raft::codec;
 use quorate_raft::io::{Change, Refusal};
 use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, SnapMeta, Term};
 use quorate_raft::wire::Msg;
+use quorate_state::RunEnd;
 
 use super::ChangeAnswer;
+use crate::snapshot::{RUNS_MAX, RunFile, RunKind};
 
 /// Largest frame. Above the largest append, which one entry of the largest size may exceed its byte budget by.
 pub const FRAME_BYTES_MAX: usize = 48 << 20;
@@ -74,8 +76,16 @@ pub enum Frame {
     SnapshotBegin {
         term: Term,
         meta: SnapMeta,
+        runs: Vec<RunFile>,
     },
-    SnapshotChunk(Bytes),
+    /// By the receiver: it has this many whole, verified chunks, counted over all runs. Send from there on.
+    SnapshotFrom {
+        chunk: u64,
+    },
+    SnapshotChunk {
+        number: u64,
+        chunk: Bytes,
+    },
     SnapshotEnd,
     /// The receiver has verified and staged the snapshot.
     SnapshotTaken,
@@ -102,6 +112,8 @@ pub enum FrameError {
     Kind(u8),
     #[error("not a Quorate peer, or of another protocol version")]
     Protocol,
+    #[error("a snapshot of {count} runs is above the limit of {RUNS_MAX}")]
+    Runs { count: usize },
     #[error("a text is too long or not UTF-8")]
     Text,
     #[error("{0}")]
@@ -115,7 +127,7 @@ impl Frame {
         match self {
             Frame::Msgs(msgs) => msgs.iter().map(msg_bytes).sum(),
             Frame::Forward { payload, .. } => SMALL + payload.len(),
-            Frame::SnapshotChunk(chunk) => SMALL + chunk.len(),
+            Frame::SnapshotChunk { chunk, .. } => SMALL + chunk.len(),
             _ => SMALL,
         }
     }
@@ -186,13 +198,19 @@ impl Frame {
                 out.put_u64_le(*number);
                 put_answer(answer, out);
             }
-            Frame::SnapshotBegin { term, meta } => {
+            Frame::SnapshotBegin { term, meta, runs } => {
                 out.put_u8(8);
                 out.put_u64_le(*term);
                 codec::encode_snap_meta(meta, out);
+                put_runs(runs, out);
             }
-            Frame::SnapshotChunk(chunk) => {
+            Frame::SnapshotFrom { chunk } => {
+                out.put_u8(13);
+                out.put_u64_le(*chunk);
+            }
+            Frame::SnapshotChunk { number, chunk } => {
                 out.put_u8(9);
+                out.put_u64_le(*number);
                 out.put_slice(chunk);
             }
             Frame::SnapshotEnd => out.put_u8(10),
@@ -230,8 +248,12 @@ impl Frame {
             5 => Frame::ForwardRefused { number: u64_of(&mut body)?, term: u64_of(&mut body)? },
             6 => Frame::Change { number: u64_of(&mut body)?, expect: at(&mut body)?, change: change(&mut body)? },
             7 => Frame::ChangeAnswer { number: u64_of(&mut body)?, answer: answer(&mut body)? },
-            8 => Frame::SnapshotBegin { term: u64_of(&mut body)?, meta: codec::decode_snap_meta(&mut body)? },
-            9 => Frame::SnapshotChunk(std::mem::take(&mut body)),
+            8 => Frame::SnapshotBegin {
+                term: u64_of(&mut body)?,
+                meta: codec::decode_snap_meta(&mut body)?,
+                runs: runs(&mut body)?,
+            },
+            9 => Frame::SnapshotChunk { number: u64_of(&mut body)?, chunk: std::mem::take(&mut body) },
             10 => Frame::SnapshotEnd,
             11 => Frame::SnapshotTaken,
             12 => Frame::Members {
@@ -241,6 +263,7 @@ impl Frame {
                 config: codec::decode_config(&mut body)?,
                 started: ids(&mut body)?,
             },
+            13 => Frame::SnapshotFrom { chunk: u64_of(&mut body)? },
             kind => return Err(FrameError::Kind(kind)),
         };
         if body.has_remaining() { Err(FrameError::Short) } else { Ok(frame) }
@@ -334,6 +357,35 @@ fn ids(body: &mut Bytes) -> Result<Vec<MemberId>, FrameError> {
         return Err(FrameError::Short);
     }
     (0..count).map(|_| Ok(MemberId(u64_of(body)?))).collect()
+}
+
+fn put_runs(runs: &[RunFile], out: &mut BytesMut) {
+    out.put_u8(u8::try_from(runs.len()).expect("few runs"));
+    for RunFile { kind, end, chunks, bytes } in runs {
+        out.put_u8(u8::from(*kind == RunKind::Changes));
+        out.put_u64_le(end.index);
+        out.put_u32_le(end.crc);
+        out.put_u32_le(*chunks);
+        out.put_u64_le(*bytes);
+    }
+}
+
+fn runs(body: &mut Bytes) -> Result<Vec<RunFile>, FrameError> {
+    let count = usize::from(u8_of(body)?);
+    if count > RUNS_MAX {
+        return Err(FrameError::Runs { count });
+    }
+    let u32_of = |body: &mut Bytes| body.try_get_u32_le().map_err(|_| FrameError::Short);
+    let run = |body: &mut Bytes| {
+        let kind = match u8_of(body)? {
+            0 => RunKind::Whole,
+            1 => RunKind::Changes,
+            other => return Err(FrameError::Kind(other)),
+        };
+        let end = RunEnd { index: u64_of(body)?, crc: u32_of(body)? };
+        Ok(RunFile { kind, end, chunks: u32_of(body)?, bytes: u64_of(body)? })
+    };
+    (0..count).map(|_| run(body)).collect()
 }
 
 fn put_at(at: Option<&ConfigAt>, out: &mut BytesMut) {
@@ -507,8 +559,13 @@ mod tests {
                 number: 2,
                 answer: ChangeAnswer::Refused(Refusal::ConfigMismatch { expected: at, current: at }),
             },
-            Frame::SnapshotBegin { term: 3, meta: SnapMeta::default() },
-            Frame::SnapshotChunk(Bytes::from_static(b"chunk")),
+            Frame::SnapshotBegin {
+                term: 3,
+                meta: SnapMeta::default(),
+                runs: vec![RunFile { kind: RunKind::Changes, end: RunEnd { index: 1, crc: 2 }, chunks: 3, bytes: 4 }],
+            },
+            Frame::SnapshotFrom { chunk: 9 },
+            Frame::SnapshotChunk { number: 7, chunk: Bytes::from_static(b"chunk") },
             Frame::SnapshotEnd,
             Frame::SnapshotTaken,
             Frame::Members { cluster_id: 1, incarnation: 1, at, config: Config::default(), started: vec![MemberId(3)] },

@@ -1,19 +1,19 @@
 //! Connections this member dials.
 
-use std::path::Path;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::{Bytes, BytesMut};
-use quorate_raft::types::{Index, MemberId, Term};
+use bytes::BytesMut;
+use quorate_raft::types::MemberId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameError, Hello, Purpose};
-use super::{Local, NO_SNAPSHOT, Queue};
+use super::{Local, Queue, Queued};
 use crate::driver::DriverInput;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,9 +25,6 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from
 const REFUSED_PAUSE: Duration = Duration::from_secs(3);
 /// Frames joined into one write.
 const WRITE_BYTES: usize = 1 << 20;
-const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
-/// No progress for this long ends a snapshot.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `host:port` of a peer or client URL.
 pub(crate) fn authority(url: &str) -> Result<&str> {
@@ -67,7 +64,7 @@ pub(crate) async fn write_frame(stream: &mut (impl AsyncWriteExt + Unpin), frame
 }
 
 /// Connects and introduces this member; an error says why the other side does not want it.
-async fn connect(urls: &[String], hello: &Hello) -> Result<TcpStream> {
+pub(super) async fn connect(urls: &[String], hello: &Hello) -> Result<TcpStream> {
     let mut last = anyhow::anyhow!("no address is known");
     for url in urls {
         match tokio::time::timeout(CONNECT_TIMEOUT, dial(url, hello)).await {
@@ -109,19 +106,20 @@ pub(super) async fn keep(
     to: MemberId,
     purpose: Purpose,
     queue: Queue,
-    mut frames: mpsc::UnboundedReceiver<Frame>,
+    mut queued: mpsc::UnboundedReceiver<Queued>,
 ) {
     let hello = Hello { purpose, to, ..local.hello.clone() };
     let mut pause = BACKOFF.0;
     let mut told = String::new();
-    while !frames.is_closed() {
+    while !queued.is_closed() {
         match connect(&local.urls_of(to), &hello).await {
             Ok(stream) => {
                 tracing::debug!(%to, ?purpose, "connected");
                 (pause, told) = (BACKOFF.0, String::new());
-                queue.is_connected.store(true, Ordering::Relaxed);
-                let ended = carry(stream, &queue, &mut frames).await;
-                queue.is_connected.store(false, Ordering::Relaxed);
+                let stream = Arc::new(stream);
+                queue.stream.store(Some(stream.clone()));
+                let ended = carry(&stream, &queue, &mut queued).await;
+                queue.stream.store(None);
                 tracing::debug!(%to, ?purpose, "connection ended: {ended:#}");
                 if purpose == Purpose::Bulk {
                     local.inbox.tell(DriverInput::PeerGone { peer: to });
@@ -140,77 +138,62 @@ pub(super) async fn keep(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACKOFF.1);
-        // What waited for a connection that was not there is stale.
-        while let Ok(stale) = frames.try_recv() {
-            queue.queued_bytes.fetch_sub(stale.size_bytes(), Ordering::Relaxed);
+        // What waited for a connection that was not there is stale; what is left of a frame that left by half even more.
+        while let Ok(stale) = queued.try_recv() {
+            queue.queued_bytes.fetch_sub(stale.size_bytes(), Ordering::Release);
         }
     }
 }
 
-/// Writes frames until the connection breaks; says why it did.
-async fn carry(mut stream: TcpStream, queue: &Queue, frames: &mut mpsc::UnboundedReceiver<Frame>) -> anyhow::Error {
-    let (mut reader, mut writer) = stream.split();
+/// Writes what is queued until the connection breaks; says why it did.
+async fn carry(stream: &TcpStream, queue: &Queue, queued: &mut mpsc::UnboundedReceiver<Queued>) -> anyhow::Error {
     let mut out = BytesMut::with_capacity(64 << 10);
     let mut nothing = [0; 1];
     loop {
         tokio::select! {
             biased;
-            frame = frames.recv() => {
-                let Some(frame) = frame else { return anyhow::anyhow!("the member is stopping") };
+            first = queued.recv() => {
+                let Some(first) = first else { return anyhow::anyhow!("the member is stopping") };
                 out.clear();
-                let mut next = Some(frame);
-                while let Some(frame) = next {
-                    queue.queued_bytes.fetch_sub(frame.size_bytes(), Ordering::Relaxed);
-                    frame.encode(&mut out);
-                    next = if out.len() < WRITE_BYTES { frames.try_recv().ok() } else { None };
+                let mut bytes = 0;
+                let mut next = Some(first);
+                while let Some(one) = next {
+                    bytes += one.size_bytes();
+                    match one {
+                        Queued::Frame(frame) => frame.encode(&mut out),
+                        Queued::Rest(rest) => out.extend_from_slice(&rest),
+                    }
+                    next = if out.len() < WRITE_BYTES { queued.try_recv().ok() } else { None };
                 }
-                if let Err(error) = writer.write_all(&out).await {
+                let written = write_all(stream, &out).await;
+                // Only now: as long as anything counts as queued, nobody else writes to this stream.
+                queue.queued_bytes.fetch_sub(bytes, Ordering::Release);
+                if let Err(error) = written {
                     return error.into();
                 }
             }
             // The other side never speaks here, so this ends only with the connection.
-            read = reader.read(&mut nothing) => return match read {
-                Ok(0) => anyhow::anyhow!("closed by the peer"),
-                Ok(_) => anyhow::anyhow!("the peer spoke out of turn"),
-                Err(error) => error.into(),
+            ready = stream.readable() => match ready.and_then(|()| stream.try_read(&mut nothing)) {
+                Ok(0) => return anyhow::anyhow!("closed by the peer"),
+                Ok(_) => return anyhow::anyhow!("the peer spoke out of turn"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return error.into(),
             },
         }
     }
 }
 
-/// Streams the newest checkpoint; gives its index and how it went.
-pub(super) async fn send_snapshot(local: &Arc<Local>, to: MemberId, term: Term) -> (Index, Result<()>) {
-    let Some((meta, path)) = local.snapshots.newest() else {
-        return (NO_SNAPSHOT, Err(anyhow::anyhow!("there is no checkpoint to send yet")));
-    };
-    let index = meta.index;
-    let result = async {
-        let hello = Hello { purpose: Purpose::Snapshot, to, ..local.hello.clone() };
-        let mut stream = connect(&local.urls_of(to), &hello).await?;
-        write_frame(&mut stream, &Frame::SnapshotBegin { term, meta }).await?;
-        stream_file(&mut stream, &path).await?;
-        write_frame(&mut stream, &Frame::SnapshotEnd).await?;
-        match tokio::time::timeout(SNAPSHOT_TIMEOUT, read_frame(&mut stream)).await?? {
-            Frame::SnapshotTaken => Ok(()),
-            _ => bail!("the peer did not take the snapshot"),
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
-    };
-    (index, result.await)
-}
-
-async fn stream_file(stream: &mut TcpStream, path: &Path) -> Result<()> {
-    let mut file = tokio::fs::File::open(path).await.with_context(|| format!("cannot open {}", path.display()))?;
-    let mut buffer = vec![0; SNAPSHOT_CHUNK_BYTES];
-    loop {
-        let read = file.read(&mut buffer).await?;
-        if read == 0 {
-            return Ok(());
-        }
-        let chunk = Frame::SnapshotChunk(Bytes::copy_from_slice(&buffer[..read]));
-        tokio::time::timeout(SNAPSHOT_TIMEOUT, write_frame(stream, &chunk))
-            .await
-            .context("the peer takes no bytes")??;
     }
+    Ok(())
 }
 
 /// Asks any of `urls` who the members are.

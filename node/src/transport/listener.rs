@@ -10,9 +10,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::frame::{Frame, Hello, Purpose};
 use super::link::{read_frame, tune, write_frame};
-use super::{Local, PeerInput};
+use super::{Local, PeerInput, snapshots};
 use crate::driver::DriverInput;
-use crate::snapshot::Incoming;
 
 /// A stranger has this long to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
@@ -65,7 +64,7 @@ async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
     local.learn_urls_if_unknown(hello.member, &hello.peer_urls);
     match hello.purpose {
         Purpose::Members => members(&mut stream, local).await,
-        Purpose::Snapshot => snapshot(&mut stream, local, hello.member).await,
+        Purpose::Snapshot => snapshots::receive(&mut stream, &local.snapshots, &local.inbox, hello.member).await,
         Purpose::Control => messages(&mut stream, local, hello.member).await,
         Purpose::Bulk => {
             let ended = messages(&mut stream, local, hello.member).await;
@@ -131,22 +130,6 @@ async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Resu
         };
         local.inbox.send(DriverInput::Peer { from, input, room })?;
     }
-}
-
-async fn snapshot(stream: &mut TcpStream, local: &Local, from: MemberId) -> Result<()> {
-    let Frame::SnapshotBegin { term, meta } = read_frame(stream).await? else { bail!("a snapshot begins otherwise") };
-    tracing::info!(%from, index = meta.index, "receiving a snapshot");
-    let mut incoming = Incoming::begin(&local.snapshots, meta)?;
-    loop {
-        match read_frame(stream).await? {
-            Frame::SnapshotChunk(chunk) => incoming.write(&chunk)?,
-            Frame::SnapshotEnd => break,
-            other => bail!("unexpected frame {other:?} within a snapshot"),
-        }
-    }
-    let staged = tokio::task::spawn_blocking(move || incoming.finish()).await??;
-    local.inbox.send(DriverInput::SnapshotReady { from, term, staged: Box::new(staged) })?;
-    write_frame(stream, &Frame::SnapshotTaken).await
 }
 
 impl Local {

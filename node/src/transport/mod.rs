@@ -11,17 +11,21 @@ pub mod frame;
 mod identities;
 mod link;
 mod listener;
+mod snapshots;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
 use quorate_raft::io::{Change, Refusal};
 use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Term, Time};
 use quorate_raft::wire::Msg;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use frame::FRAME_HEADER_BYTES;
 pub use frame::{Frame, Hello, Purpose};
 pub(crate) use identities::Identities;
 pub(crate) use link::{ask_members, authority};
@@ -34,6 +38,8 @@ use crate::snapshot::Snapshots;
 const QUEUED_BYTES_MAX: usize = 64 << 20;
 /// A heartbeat waits behind no more than this.
 const SHORT_QUEUE_BYTES: usize = 256 << 10;
+/// The driver writes frames up to this size itself; encoding and copying larger ones is the task's.
+const DIRECT_BYTES_MAX: usize = 16 << 10;
 /// Connections to somebody who is in no configuration are kept this long after the last message: long enough to tell a
 /// member that it was removed.
 const STRANGER_KEPT_US: u64 = 60_000_000;
@@ -81,30 +87,70 @@ impl Local {
     }
 }
 
+/// What waits for a connection's task.
+#[derive(Debug)]
+pub(crate) enum Queued {
+    Frame(Frame),
+    /// The end of a frame whose beginning the driver could write itself.
+    Rest(Bytes),
+}
+
+impl Queued {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Queued::Frame(frame) => frame.size_bytes(),
+            Queued::Rest(rest) => rest.len(),
+        }
+    }
+}
+
 /// One connection's queue, shared between the driver and the connection's task.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
-    sender: mpsc::UnboundedSender<Frame>,
+    sender: mpsc::UnboundedSender<Queued>,
+    /// Zero: the task writes nothing and has nothing to write.
     pub queued_bytes: Arc<AtomicUsize>,
-    pub is_connected: Arc<AtomicBool>,
+    pub stream: Arc<ArcSwapOption<TcpStream>>,
 }
 
 impl Queue {
     /// What is queued now leaves within a fraction of a heartbeat.
     fn is_short(&self) -> bool {
-        self.is_connected.load(Ordering::Relaxed) && self.queued_bytes.load(Ordering::Relaxed) < SHORT_QUEUE_BYTES
+        self.queued_bytes.load(Ordering::Relaxed) < SHORT_QUEUE_BYTES && self.stream.load().is_some()
     }
 
-    /// False when the frame was dropped.
+    /// False when the frame was dropped. Only the driver pushes, so between its look at `queued_bytes` and its write
+    /// nothing else gets in.
     fn push(&self, frame: Frame) -> bool {
         let bytes = frame.size_bytes();
-        if !self.is_connected.load(Ordering::Relaxed)
-            || self.queued_bytes.load(Ordering::Relaxed) + bytes > QUEUED_BYTES_MAX
-        {
+        let queued = self.queued_bytes.load(Ordering::Acquire);
+        let stream = self.stream.load();
+        let Some(stream) = &*stream else { return false };
+        if queued + bytes > QUEUED_BYTES_MAX {
             return false;
         }
-        self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.sender.send(frame).is_ok()
+        if queued == 0 && bytes <= DIRECT_BYTES_MAX {
+            return self.write(stream, frame);
+        }
+        self.enqueue(Queued::Frame(frame))
+    }
+
+    /// Writes a small frame from the driver's own thread: waking the task would cost more than the write, and a read
+    /// waits for one such message to each follower and back.
+    fn write(&self, stream: &TcpStream, frame: Frame) -> bool {
+        let mut out = BytesMut::with_capacity(FRAME_HEADER_BYTES + frame.size_bytes());
+        frame.encode(&mut out);
+        match stream.try_write(&out) {
+            Ok(written) if written == out.len() => true,
+            Ok(written) => self.enqueue(Queued::Rest(out.split_off(written).freeze())),
+            // The task finds out what is wrong with the stream, or waits until it has room.
+            Err(_) => self.enqueue(Queued::Rest(out.freeze())),
+        }
+    }
+
+    fn enqueue(&self, queued: Queued) -> bool {
+        self.queued_bytes.fetch_add(queued.size_bytes(), Ordering::Relaxed);
+        self.sender.send(queued).is_ok()
     }
 }
 
@@ -207,7 +253,7 @@ impl Peers {
     pub(crate) fn send_snapshot(&mut self, to: MemberId, term: Term) {
         let local = self.local.clone();
         self.runtime.spawn(async move {
-            let (index, result) = link::send_snapshot(&local, to, term).await;
+            let (index, result) = snapshots::send(&local, to, term).await;
             if let Err(error) = &result {
                 tracing::warn!(%to, index, "snapshot not delivered: {error:#}");
             }
@@ -218,7 +264,7 @@ impl Peers {
 
 fn dial(local: &Arc<Local>, runtime: &tokio::runtime::Handle, to: MemberId, purpose: Purpose) -> Queue {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let queue = Queue { sender, queued_bytes: Arc::default(), is_connected: Arc::default() };
+    let queue = Queue { sender, queued_bytes: Arc::default(), stream: Arc::default() };
     runtime.spawn(link::keep(local.clone(), to, purpose, queue.clone(), receiver));
     queue
 }

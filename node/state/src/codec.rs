@@ -98,11 +98,11 @@ pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-pub(crate) fn get_u8(input: &mut Bytes, field: &'static str) -> Result<u8> {
-    if input.is_empty() { Err(DecodeError::Short { field }) } else { Ok(input.get_u8()) }
+pub(crate) fn get_u8(input: &mut impl Buf, field: &'static str) -> Result<u8> {
+    if input.has_remaining() { Ok(input.get_u8()) } else { Err(DecodeError::Short { field }) }
 }
 
-pub(crate) fn get_u64(input: &mut Bytes, field: &'static str) -> Result<u64> {
+pub(crate) fn get_u64(input: &mut impl Buf, field: &'static str) -> Result<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let byte = get_u8(input, field)?;
@@ -117,7 +117,7 @@ pub(crate) fn get_u64(input: &mut Bytes, field: &'static str) -> Result<u64> {
     Err(DecodeError::Tag { field, got: 0x80 })
 }
 
-pub(crate) fn get_i64(input: &mut Bytes, field: &'static str) -> Result<i64> {
+pub(crate) fn get_i64(input: &mut impl Buf, field: &'static str) -> Result<i64> {
     Ok(get_u64(input, field)?.cast_signed())
 }
 

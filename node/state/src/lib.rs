@@ -10,7 +10,8 @@
 //! - A transaction makes one main revision; its changes are numbered by sub-revisions from 0. No key changes twice
 //!   in one main revision (validation refuses it), so (key, main revision) names a version.
 //! - Each key has a chain of versions. Deleting adds a tombstone. Compaction at `C` keeps, per key, the newest
-//!   version at or below `C` and everything above; a tombstone at exactly `C` stays, so that a watch may start at `C`.
+//!   version at or below `C` and everything above; a tombstone at exactly `C` stays, so that a watch may start at `C`,
+//!   but not what it deleted.
 //! - Compaction takes effect at once for readers; memory is given back over the following entries in bounded steps
 //!   ([`machine::COMPACTION_STEP`]), which are part of the deterministic state.
 //!
@@ -40,7 +41,7 @@ pub use command::{
 pub use error::StateError;
 pub use machine::{Applied, Machine};
 pub use response::{DeleteRangeResult, Event, EventKind, PutResult, RangeResult, Response, TxnResult};
-pub use snapshot::{RestoreError, Restored, Restorer, SnapshotChunks};
+pub use snapshot::{RestoreError, Restored, Restorer, RunEnd, SnapshotChunks};
 pub use validate::Limits;
 pub use version::KeyValue;
 pub use view::{Events, HashKv, View};

@@ -70,12 +70,13 @@ impl<S: Store> State<S> {
             self.compact_revision.cast_unsigned(),
             first.0.cast_unsigned(),
             u64::from(first.1),
+            self.store.bare_changes() as u64,
         ])
     }
 
     /// Whether a change is left to forget.
     pub fn compaction_pending(&self) -> bool {
-        self.store.first_change().is_some_and(|(main, _)| main < self.compact_revision)
+        self.store.can_forget(self.compact_revision)
     }
 
     fn compact(&mut self, revision: i64) -> Result<Response, StateError> {

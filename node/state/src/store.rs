@@ -7,10 +7,10 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::Vector;
 
 use crate::command::{FROM_KEY, KeyRange};
-use crate::tree::{Entry, KeyTree};
+use crate::tree::{Builder, Entry, KeyTree};
 use crate::version::KeyValue;
 
 /// Position of a change: main revision, sub-revision.
@@ -32,8 +32,8 @@ pub trait Store: Clone + Default + Send + Sync {
         self.scan(range, revision).count()
     }
 
-    /// Every version kept of every key above `after`, ascending by (key, revision).
-    fn versions<'a>(&'a self, after: Option<&[u8]>) -> impl Iterator<Item = &'a Arc<KeyValue>>;
+    /// Every version kept above `after`, ascending by (key, revision).
+    fn versions<'a>(&'a self, after: Option<(&'a [u8], i64)>) -> impl Iterator<Item = &'a Arc<KeyValue>>;
 
     /// The changes kept that were made at or after `from`, in order.
     fn changes(&self, from: i64) -> impl Iterator<Item = &Arc<KeyValue>>;
@@ -44,15 +44,23 @@ pub trait Store: Clone + Default + Send + Sync {
     /// How many changes are kept.
     fn change_count(&self) -> usize;
 
+    /// How many of the oldest changes kept are bare: what they replaced is forgotten already.
+    fn bare_changes(&self) -> usize;
+
     /// Adds a version newer than everything there. A tombstone only follows a living version.
     fn append(&mut self, version: Arc<KeyValue>);
 
-    /// Forgets the oldest change if it was made before `below`, with what only it kept visible: the version it
-    /// replaced, and itself if it is a tombstone. Gives `None` when no change is that old.
-    fn forget_change(&mut self, below: i64) -> Option<Forgotten>;
+    /// One step of a compaction at `revision`: forgets the oldest change if it was made before, with what only it kept
+    /// visible: the version it replaced, and itself if it is a tombstone. A change made at `revision` itself stays, as a
+    /// watch may start there, but what it replaced goes: no read sees it any more. Gives `None` when nothing is left.
+    fn forget_change(&mut self, revision: i64) -> Option<Forgotten>;
 
-    /// Builds a store from what [`Store::versions`] gave and the [`Store::first_change`] it had.
-    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>) -> Self;
+    /// Whether [`Store::forget_change`] has anything left to do.
+    fn can_forget(&self, revision: i64) -> bool;
+
+    /// Builds a store from what [`Store::versions`] gave, the [`Store::first_change`] and the [`Store::bare_changes`]
+    /// it had.
+    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>, bare: usize) -> Self;
 }
 
 /// Versions that are gone.
@@ -72,18 +80,54 @@ impl Forgotten {
 ///
 /// # Invariants
 /// - `keys` holds every version kept; a key goes with its last tombstone.
-/// - `log` holds every change from the first one not forgotten on. The newest change is never forgotten, as compaction
-///   stays at or below the current revision.
+/// - `log` holds every change from the first one not forgotten on, in order. The newest change is never forgotten, as
+///   compaction stays at or below the current revision.
+/// - The first `bare` changes of the log have nothing left that they replaced.
 #[derive(Clone, Default, Debug)]
 pub struct TreeStore {
     keys: KeyTree,
-    log: OrdMap<ChangeAt, Arc<KeyValue>>,
+    log: Vector<Arc<KeyValue>>,
+    bare: usize,
 }
 
 impl TreeStore {
     /// Whether `revision` is at or above every change, so that the newest versions are the ones it sees.
     fn is_current(&self, revision: i64) -> bool {
-        self.log.get_max().is_none_or(|((main, _), _)| *main <= revision)
+        self.log.back().is_none_or(|newest| newest.mod_revision <= revision)
+    }
+
+    /// Where the changes made at or after `from` begin.
+    fn position(&self, from: i64) -> usize {
+        let (mut low, mut high) = (0, self.log.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if self.log[middle].mod_revision < from { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+
+    /// The first change that is not bare.
+    pub(crate) fn first_clothed(&self) -> Option<ChangeAt> {
+        self.log.get(self.bare).map(|change| change.at())
+    }
+
+    /// Forgets the version that `change` replaced, if it is kept.
+    fn strip(&mut self, change: &KeyValue) -> Option<Arc<KeyValue>> {
+        let entry = self.keys.get(&change.key).expect("a change in the log is a version of its key");
+        let replaced = entry.oldest_replaced().filter(|oldest| oldest.mod_revision < change.mod_revision).cloned();
+        if replaced.is_some() {
+            self.keys.forget_oldest(&change.key);
+        }
+        replaced
+    }
+
+    fn remove_tombstone(&mut self, tombstone: &KeyValue) {
+        let entry = self.keys.get(&tombstone.key).expect("a change in the log is a version of its key");
+        if entry.newest.mod_revision == tombstone.mod_revision {
+            self.keys.remove(&tombstone.key);
+        } else {
+            self.keys.forget_oldest(&tombstone.key);
+        }
     }
 }
 
@@ -112,63 +156,98 @@ impl Store for TreeStore {
         }
     }
 
-    fn versions<'a>(&'a self, after: Option<&[u8]>) -> impl Iterator<Item = &'a Arc<KeyValue>> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.keys.range(from, Bound::Unbounded).flat_map(Entry::versions)
+    fn versions<'a>(&'a self, after: Option<(&'a [u8], i64)>) -> impl Iterator<Item = &'a Arc<KeyValue>> {
+        let from = after.map_or(Bound::Unbounded, |(key, _)| Bound::Included(key));
+        let versions = self.keys.range(from, Bound::Unbounded).flat_map(Entry::versions);
+        versions.skip_while(move |version| after.is_some_and(|after| (&version.key[..], version.mod_revision) <= after))
     }
 
     fn changes(&self, from: i64) -> impl Iterator<Item = &Arc<KeyValue>> {
-        self.log.range((from, 0)..).map(|(_, version)| version)
+        self.log.focus().narrow(self.position(from)..).into_iter()
     }
 
     fn first_change(&self) -> Option<ChangeAt> {
-        self.log.get_min().map(|(at, _)| *at)
+        self.log.front().map(|change| change.at())
     }
 
     fn change_count(&self) -> usize {
         self.log.len()
     }
 
+    fn bare_changes(&self) -> usize {
+        self.bare
+    }
+
     fn append(&mut self, version: Arc<KeyValue>) {
-        let at = (version.mod_revision, version.sub_revision);
-        assert!(self.log.get_max().is_none_or(|(last, _)| *last < at), "versions are appended in order");
+        assert!(self.log.back().is_none_or(|last| last.at() < version.at()), "versions are appended in order");
         self.keys.insert(version.clone());
-        self.log.insert(at, version);
+        self.log.push_back(version);
     }
 
-    fn forget_change(&mut self, below: i64) -> Option<Forgotten> {
-        let at = self.first_change().filter(|(main, _)| *main < below)?;
-        let change = self.log.remove(&at).expect("the first change is in the log");
-        let entry = self.keys.get(&change.key).expect("a change in the log is a version of its key");
-        let is_newest = entry.newest.mod_revision == change.mod_revision;
-        let replaced = entry.oldest_replaced().filter(|oldest| oldest.mod_revision < change.mod_revision).cloned();
-        if replaced.is_some() {
-            self.keys.forget_oldest(&change.key);
-        }
-        if !change.is_tombstone() {
-            return Some(Forgotten { replaced, tombstone: None });
-        }
-        if is_newest {
-            self.keys.remove(&change.key);
-        } else {
-            self.keys.forget_oldest(&change.key);
-        }
-        Some(Forgotten { replaced, tombstone: Some(change) })
-    }
-
-    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>) -> TreeStore {
-        let mut store = TreeStore::default();
-        let mut changes = Vec::new();
-        for version in versions {
-            let at = (version.mod_revision, version.sub_revision);
-            if first_change.is_some_and(|first| first <= at) {
-                changes.push((at, version.clone()));
+    fn forget_change(&mut self, revision: i64) -> Option<Forgotten> {
+        if self.log.front()?.mod_revision < revision {
+            let change = self.log.pop_front().expect("there is a front");
+            let is_bare = self.bare > 0;
+            self.bare = self.bare.saturating_sub(1);
+            let replaced = if is_bare { None } else { self.strip(&change) };
+            if !change.is_tombstone() {
+                return Some(Forgotten { replaced, tombstone: None });
             }
-            store.keys.insert(version);
+            self.remove_tombstone(&change);
+            return Some(Forgotten { replaced, tombstone: Some(change) });
         }
-        changes.sort_unstable_by_key(|(at, _)| *at);
-        store.log.extend(changes);
-        store
+        let change = self.log.get(self.bare).filter(|change| change.mod_revision <= revision)?.clone();
+        self.bare += 1;
+        Some(Forgotten { replaced: self.strip(&change), tombstone: None })
+    }
+
+    fn can_forget(&self, revision: i64) -> bool {
+        self.log.front().is_some_and(|first| first.mod_revision < revision)
+            || self.log.get(self.bare).is_some_and(|change| change.mod_revision <= revision)
+    }
+
+    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>, bare: usize) -> TreeStore {
+        let mut loader = Loader::new(first_change);
+        versions.for_each(|version| loader.push(version));
+        loader.finish(bare)
+    }
+}
+
+/// Builds a store from versions that ascend by (key, revision).
+#[derive(Debug)]
+pub(crate) struct Loader {
+    first_change: Option<ChangeAt>,
+    tree: Builder,
+    changes: Vec<(ChangeAt, Arc<KeyValue>)>,
+    newest: Option<Arc<KeyValue>>,
+    older: Vec<Arc<KeyValue>>,
+}
+
+impl Loader {
+    pub fn new(first_change: Option<ChangeAt>) -> Loader {
+        Loader { first_change, tree: Builder::default(), changes: Vec::new(), newest: None, older: Vec::new() }
+    }
+
+    pub fn push(&mut self, version: Arc<KeyValue>) {
+        if self.first_change.is_some_and(|first| first <= version.at()) {
+            self.changes.push((version.at(), version.clone()));
+        }
+        match self.newest.replace(version) {
+            None => {}
+            Some(before) if self.newest.as_ref().is_some_and(|newest| newest.key == before.key) => {
+                self.older.push(before);
+            }
+            Some(before) => self.tree.push(Entry::of(std::mem::take(&mut self.older), before)),
+        }
+    }
+
+    pub fn finish(mut self, bare: usize) -> TreeStore {
+        if let Some(newest) = self.newest {
+            self.tree.push(Entry::of(self.older, newest));
+        }
+        self.changes.sort_unstable_by_key(|(at, _)| *at);
+        let log = self.changes.into_iter().map(|(_, version)| version).collect();
+        TreeStore { keys: self.tree.finish(), log, bare }
     }
 }
 

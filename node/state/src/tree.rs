@@ -23,6 +23,10 @@ use crate::version::KeyValue;
 const LEAF_MAX: usize = 32;
 /// Most children of a branch.
 const BRANCH_MAX: usize = 64;
+/// Entries of a leaf built from sorted entries: nearly full, but not so that the first new key splits it.
+const LEAF_BUILT: usize = 28;
+/// Children of a branch built from below.
+const BRANCH_BUILT: usize = 56;
 
 /// A key with every version kept.
 ///
@@ -35,6 +39,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// `older` ascends by revision, below `newest`.
+    pub fn of(older: Vec<Arc<KeyValue>>, newest: Arc<KeyValue>) -> Entry {
+        Entry { newest, older: (!older.is_empty()).then(|| Arc::new(Vector::from(older))) }
+    }
+
     fn living(&self) -> usize {
         usize::from(!self.newest.is_tombstone())
     }
@@ -403,9 +412,63 @@ impl Branch {
 }
 
 /// Where to split `len` things of which the one at `grew_at` is new: in the middle, but after everything else when
-/// things come in ascending order, so that nodes of a loaded snapshot are full.
+/// things come in ascending order, so that nodes of keys that ascend are full.
 fn split_point(len: usize, grew_at: usize) -> usize {
     if grew_at + 1 == len { len - 1 } else { len / 2 }
+}
+
+/// Builds a tree from entries that ascend by key, leaves first: a load costs no search and no split.
+#[derive(Default, Debug)]
+pub(crate) struct Builder {
+    entries: Vec<Entry>,
+    leaves: Level,
+}
+
+/// Nodes of one depth: lowest key, node, living keys below it.
+type Level = Vec<(Bytes, Arc<Node>, usize)>;
+
+impl Builder {
+    /// Adds an entry whose key is above all before it.
+    pub fn push(&mut self, entry: Entry) {
+        if self.entries.capacity() == 0 {
+            self.entries.reserve_exact(LEAF_BUILT);
+        }
+        self.entries.push(entry);
+        if self.entries.len() == LEAF_BUILT {
+            self.end_leaf();
+        }
+    }
+
+    fn end_leaf(&mut self) {
+        let entries = std::mem::take(&mut self.entries);
+        let (lowest, living) = (entries[0].newest.key.clone(), entries.iter().map(Entry::living).sum());
+        self.leaves.push((lowest, Arc::new(Node::Leaf(Leaf::of(entries))), living));
+    }
+
+    pub fn finish(mut self) -> KeyTree {
+        if !self.entries.is_empty() {
+            self.end_leaf();
+        }
+        let mut level = self.leaves;
+        while level.len() > 1 {
+            let branches = level.len().div_ceil(BRANCH_BUILT);
+            let each = level.len().div_ceil(branches);
+            let mut nodes = level.into_iter();
+            let mut above = Level::with_capacity(branches);
+            while nodes.len() > 0 {
+                let (mut keys, mut children, mut living) = (Vec::new(), Vec::new(), Vec::new());
+                for (key, node, count) in nodes.by_ref().take(each) {
+                    keys.push(key);
+                    children.push(node);
+                    living.push(count);
+                }
+                let (lowest, count) = (keys[0].clone(), living.iter().sum());
+                above.push((lowest, Arc::new(Node::Branch(Branch::of(keys, children, living))), count));
+            }
+            level = above;
+        }
+        level.pop().map_or_else(KeyTree::default, |(_, root, _)| KeyTree { root })
+    }
 }
 
 impl Default for KeyTree {

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::store::ChangeAt;
+
 /// Bytes that a stored version costs besides its key and value: the version itself, its places in the key map and in
 /// the log of changes, and the heads of three allocations. An estimate, but the same on every member.
 pub const VERSION_OVERHEAD_BYTES: u64 = 256;
@@ -25,6 +27,11 @@ pub struct KeyValue {
 impl KeyValue {
     pub fn is_tombstone(&self) -> bool {
         self.version == 0
+    }
+
+    /// Its place among all changes.
+    pub fn at(&self) -> ChangeAt {
+        (self.mod_revision, self.sub_revision)
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {

@@ -7,7 +7,7 @@ use crate::error::StateError;
 use crate::hash;
 use crate::machine::State;
 use crate::response::{Event, RangeResult, TxnResult};
-use crate::snapshot::SnapshotChunks;
+use crate::snapshot::{RunEnd, SnapshotChunks};
 use crate::store::{Store, TreeStore};
 use crate::version::KeyValue;
 
@@ -175,9 +175,15 @@ impl<S: Store> View<S> {
 }
 
 impl View {
-    /// The whole state as chunks of at most [`crate::snapshot::CHUNK_BYTES_MAX`], in key order, each with a checksum
-    /// and its place. `meta` travels along and comes back from [`crate::Machine::restore`].
+    /// The whole state as a run of chunks in key order, each with a checksum and its place. `meta` travels along and
+    /// comes back from [`crate::Machine::restore`].
     pub fn snapshot_chunks(&self, meta: &[u8]) -> SnapshotChunks {
-        SnapshotChunks::new(self.clone(), meta)
+        SnapshotChunks::whole(self.clone(), meta)
+    }
+
+    /// The run that leads from the run ending at `follows` to this view. `changes` are all changes that were made in
+    /// between, in any order: what [`crate::Applied::events`] told.
+    pub fn change_chunks(&self, changes: Vec<Arc<KeyValue>>, follows: RunEnd, meta: &[u8]) -> SnapshotChunks {
+        SnapshotChunks::changes(self, changes, follows, meta)
     }
 }

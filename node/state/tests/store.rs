@@ -17,12 +17,20 @@ use common::rng::Rng;
 struct ListStore {
     versions: Vec<Arc<KeyValue>>,
     forgotten_before: usize,
+    bare: usize,
     gone: Vec<bool>,
 }
 
 impl ListStore {
     fn kept(&self) -> impl Iterator<Item = &Arc<KeyValue>> {
         self.versions.iter().zip(&self.gone).filter(|(_, gone)| !**gone).map(|(version, _)| version)
+    }
+
+    fn strip(&mut self, at: usize) -> Option<Arc<KeyValue>> {
+        let key = &self.versions[at].key;
+        let before = (0..at).rev().find(|i| self.versions[*i].key == key && !self.gone[*i])?;
+        self.gone[before] = true;
+        Some(self.versions[before].clone())
     }
 }
 
@@ -43,8 +51,9 @@ impl Store for ListStore {
         newest.into_values().filter(|v| !v.is_tombstone())
     }
 
-    fn versions<'a>(&'a self, after: Option<&[u8]>) -> impl Iterator<Item = &'a Arc<KeyValue>> {
-        let mut all: Vec<_> = self.kept().filter(|v| after.is_none_or(|after| v.key > after)).collect();
+    fn versions<'a>(&'a self, after: Option<(&'a [u8], i64)>) -> impl Iterator<Item = &'a Arc<KeyValue>> {
+        let is_after = |v: &Arc<KeyValue>| after.is_none_or(|after| (&v.key[..], v.mod_revision) > after);
+        let mut all: Vec<_> = self.kept().filter(|v| is_after(v)).collect();
         all.sort_by_key(|v| (v.key.clone(), v.mod_revision));
         all.into_iter()
     }
@@ -66,25 +75,36 @@ impl Store for ListStore {
         self.gone.push(false);
     }
 
-    fn forget_change(&mut self, below: i64) -> Option<Forgotten> {
-        let at = self.forgotten_before;
-        let change = self.versions.get(at).filter(|v| v.mod_revision < below)?.clone();
-        self.forgotten_before += 1;
-        let before = (0..at).rev().find(|i| self.versions[*i].key == change.key && !self.gone[*i]);
-        if let Some(before) = before {
-            self.gone[before] = true;
-        }
-        self.gone[at] = change.is_tombstone();
-        let replaced = before.map(|i| self.versions[i].clone());
-        Some(Forgotten { replaced, tombstone: change.is_tombstone().then_some(change) })
+    fn bare_changes(&self) -> usize {
+        self.bare
     }
 
-    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>) -> ListStore {
+    fn forget_change(&mut self, revision: i64) -> Option<Forgotten> {
+        let at = self.forgotten_before;
+        let change = self.versions.get(at)?.clone();
+        if change.mod_revision < revision {
+            self.forgotten_before += 1;
+            self.bare = self.bare.saturating_sub(1);
+            let replaced = self.strip(at);
+            self.gone[at] = change.is_tombstone();
+            return Some(Forgotten { replaced, tombstone: change.is_tombstone().then_some(change) });
+        }
+        let at = at + self.bare;
+        self.versions.get(at).filter(|v| v.mod_revision == revision)?;
+        self.bare += 1;
+        Some(Forgotten { replaced: self.strip(at), tombstone: None })
+    }
+
+    fn can_forget(&self, revision: i64) -> bool {
+        self.clone().forget_change(revision).is_some()
+    }
+
+    fn load(versions: impl Iterator<Item = Arc<KeyValue>>, first_change: Option<ChangeAt>, bare: usize) -> ListStore {
         let mut versions: Vec<_> = versions.collect();
         versions.sort_by_key(|v| (v.mod_revision, v.sub_revision));
         let before = |v: &Arc<KeyValue>| first_change.is_none_or(|first| (v.mod_revision, v.sub_revision) < first);
         let forgotten_before = versions.iter().filter(|v| before(v)).count();
-        ListStore { gone: vec![false; versions.len()], forgotten_before, versions }
+        ListStore { gone: vec![false; versions.len()], forgotten_before, bare, versions }
     }
 }
 
@@ -118,7 +138,14 @@ fn assert_same(store: &impl Store, list: &ListStore, revision: i64) {
     assert_eq!(store.change_count(), list.change_count());
     assert_eq!(owned(store.versions(None)), owned(list.versions(None)));
     let after = key(4);
-    assert_eq!(owned(store.versions(Some(&after))), owned(list.versions(Some(&after))));
+    for at in [0, revision / 2, i64::MAX] {
+        let after = Some((&after[..], at));
+        assert_eq!(owned(store.versions(after)), owned(list.versions(after)));
+    }
+    assert_eq!(store.bare_changes(), list.bare_changes());
+    for at in [revision - 6, revision - 5, revision] {
+        assert_eq!(store.can_forget(at), list.can_forget(at));
+    }
     let ranges = [
         KeyRange::all(),
         KeyRange::prefix("1"),
@@ -160,11 +187,11 @@ fn contract<S: Store>(seed: u64) {
             }
         }
         for _ in 0..rng.below(12) {
-            let below = main - 5;
-            assert_eq!(store.forget_change(below), list.forget_change(below));
+            let revision = main - if main % 3 == 0 { 0 } else { 5 };
+            assert_eq!(store.forget_change(revision), list.forget_change(revision));
         }
         if rng.one_in(10) {
-            store = S::load(owned(store.versions(None)).into_iter(), store.first_change());
+            store = S::load(owned(store.versions(None)).into_iter(), store.first_change(), store.bare_changes());
         }
         if rng.one_in(10) {
             pictures.push((store.clone(), list.clone(), main));
@@ -233,7 +260,8 @@ fn scans_and_counts_are_right_in_deep_trees() {
         }
         if rng.one_in(4_000) {
             pictures.push((store.clone(), living.clone(), main));
-            store = TreeStore::load(owned(store.versions(None)).into_iter(), store.first_change());
+            let versions = owned(store.versions(None)).into_iter();
+            store = TreeStore::load(versions, store.first_change(), store.bare_changes());
         }
     }
     for (store, living, main) in &pictures {
@@ -296,6 +324,6 @@ fn assert_same_range(rng: &mut Rng, store: &TreeStore, living: &BTreeMap<Bytes, 
     assert!(wanted.iter().all(|(_, version)| got.next() == Some(version)) && got.next().is_none(), "{range:?}");
     let key = wide_key(rng);
     assert_eq!(store.at(&key, main).filter(|v| !v.is_tombstone()), living.get(&key));
-    let after: Vec<_> = store.versions(Some(&key)).take(20).collect();
+    let after: Vec<_> = store.versions(Some((&key, i64::MAX))).take(20).collect();
     assert!(after.iter().all(|v| v.key > key) && after.is_sorted_by_key(|v| (&v.key, v.mod_revision)));
 }
