@@ -48,7 +48,6 @@ pub enum DriverInput {
         number: u64,
     },
     Read {
-        mode: ReadMode,
         sender: oneshot::Sender<Result<Arc<View>, CallError>>,
     },
     Change {
@@ -316,7 +315,7 @@ impl Driver {
                 self.out.shared.waiters.fail(number, CallError::Stopped);
             }
             DriverInput::Propose { number } => self.proposals.push(Proposal::Own { number }),
-            DriverInput::Read { mode, sender } => self.read(now, mode, sender, effects),
+            DriverInput::Read { sender } => self.read(now, sender, effects),
             DriverInput::Change { expect, change, sender } => self.change(now, expect, change, sender, effects),
             DriverInput::Transfer { to, sender } => {
                 let token = self.token();
@@ -452,16 +451,10 @@ impl Driver {
         self.step(now, Input::Propose { batch }, effects);
     }
 
-    fn read(
-        &mut self,
-        now: Time,
-        mode: ReadMode,
-        sender: oneshot::Sender<Result<Arc<View>, CallError>>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn read(&mut self, now: Time, sender: oneshot::Sender<Result<Arc<View>, CallError>>, effects: &mut Vec<Effect>) {
         let token = self.token();
         self.waiting.insert(token, Waiting::Read(sender));
-        self.step(now, Input::Read { token, mode }, effects);
+        self.step(now, Input::Read { token, mode: ReadMode::Index }, effects);
     }
 
     fn read_at(&mut self, token: Token, index: Index) {
@@ -641,7 +634,7 @@ impl Driver {
         self.proposals.extend(held.proposals.into_iter().map(|number| Proposal::Own { number }));
         for sender in held.reads {
             if !sender.is_closed() {
-                self.read(now, ReadMode::Index, sender, effects);
+                self.read(now, sender, effects);
             }
         }
     }
