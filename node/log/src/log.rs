@@ -710,6 +710,19 @@ impl<D: Disk> Log<D> {
 }
 
 impl Tail {
+    /// Encodes the next batch behind what is in the buffer.
+    fn add_batch(&mut self, out: &mut BytesMut, term: Term, held: Held, write: impl FnOnce(&mut BytesMut)) {
+        let mut batch = BytesMut::zeroed(HEADER_BYTES);
+        write(&mut batch);
+        let header = self.next_header(&batch[HEADER_BYTES..], term, held);
+        let len_bytes = batch_len_bytes(batch.len() - HEADER_BYTES);
+        batch.resize(len_bytes, 0);
+        self.chain = header.encode_into(&mut batch, &self.header);
+        self.seq += 1;
+        self.held = held;
+        out.extend_from_slice(&batch);
+    }
+
     fn next_header(&self, body: &[u8], term: Term, held: Held) -> BatchHeader {
         BatchHeader {
             segment_id: self.header.segment_id,
@@ -779,11 +792,12 @@ impl Staged {
 }
 
 /// Where a new segment stands in the chain.
-struct Place {
-    segment_id: u64,
-    first_seq: u64,
-    chain: u32,
-    held: Held,
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) segment_id: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) chain: u32,
+    pub(crate) held: Held,
 }
 
 /// Creates a segment whose first batch repeats term, vote and mark, so that older segments can go away whole.
@@ -843,6 +857,63 @@ fn start_segment<D: Disk>(
     tail.seq = place.first_seq;
     tail.held = Held::default();
     Ok(tail)
+}
+
+/// Bytes of entries in one batch of a log that is written anew.
+const REWRITE_BATCH_BYTES: usize = 16 << 20;
+
+/// Writes a segment that replaces everything before it: term and vote, a mark behind which nothing older counts, and the
+/// entries above it. Durable on return.
+pub(crate) fn replace_log<D: Disk>(
+    disk: &mut D,
+    options: &Options,
+    identity: &Identity,
+    place: &Place,
+    (hard, mark): (HardState, &SnapMeta),
+    entries: Vec<Entry>,
+) -> Result<(), LogError> {
+    let header = SegmentHeader {
+        identity: *identity,
+        segment_id: place.segment_id,
+        salt: SegmentHeader::salt_of(options.boot_nonce, place.segment_id),
+        first_seq: place.first_seq,
+        chain: place.chain,
+    };
+    let mut tail = Tail {
+        file: FileId(0),
+        len_bytes: 0,
+        offset_bytes: 0,
+        seq: place.first_seq - 1,
+        chain: place.chain,
+        held: place.held,
+        header,
+    };
+    let mut segment = BytesMut::from(&tail.header.encode()[..]);
+    tail.add_batch(&mut segment, hard.term, Held::default(), |body| {
+        encode_record(&Record::HardState(hard), true, body);
+        encode_record(&Record::SnapshotMark(mark.clone()), false, body);
+    });
+    let mut rest = &entries[..];
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.size_bytes();
+            bytes <= REWRITE_BATCH_BYTES
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        tail.add_batch(&mut segment, hard.term, Held::default().and(now), |body| {
+            encode_record(&Record::Append(now.to_vec()), true, body);
+        });
+        rest = later;
+    }
+    let len_bytes = (segment.len() as u64).max(options.segment_bytes);
+    let name = segment_name(place.segment_id);
+    let (file, unfinished) = take_file(disk, options, place.segment_id, len_bytes, (&mut None, &mut false))?;
+    disk.write_at(file, 0, &segment).map_err(failed("writing", &name))?;
+    disk.datasync(file).map_err(failed("flushing", &name))?;
+    disk.close(file);
+    disk.rename(&unfinished, &name).map_err(failed("renaming", &name))?;
+    disk.sync_dir().map_err(failed("flushing the directory after creating", &name))
 }
 
 /// The spare when it is ready and long enough, else a new file, else, on a full volume, the reserve.

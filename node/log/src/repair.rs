@@ -16,7 +16,7 @@ use crate::format::{
     BLOCK_BYTES, BatchHeader, HEADER_BYTES, Held, MetaSlot, SegmentHeader, Stored, batch_len_bytes, decode_records,
     encode_record, first_batch_seed,
 };
-use crate::log::{Options, UNFINISHED_SUFFIX, failed, segment_name};
+use crate::log::{Options, Place, UNFINISHED_SUFFIX, failed, replace_log, segment_name};
 use crate::recover::{Meta, check_meta, corrupt, live_segments, read_meta};
 
 /// A copy of each file as it was found is kept beside under this suffix.
@@ -64,6 +64,7 @@ pub struct Repair {
     hints: Vec<SnapMeta>,
     offered: BTreeMap<Index, Vec<Entry>>,
     rebuilt: Vec<(String, Vec<u8>)>,
+    rewrite: Option<Rewrite>,
     /// The log is in use: its last segment is left out.
     is_in_use: bool,
     identity: Option<Identity>,
@@ -71,7 +72,15 @@ pub struct Repair {
 
 impl Repair {
     pub fn new(options: Options, hints: Vec<SnapMeta>) -> Repair {
-        Repair { options, hints, offered: BTreeMap::new(), rebuilt: Vec::new(), is_in_use: false, identity: None }
+        Repair {
+            options,
+            hints,
+            offered: BTreeMap::new(),
+            rebuilt: Vec::new(),
+            rewrite: None,
+            is_in_use: false,
+            identity: None,
+        }
     }
 
     /// For a log that is in use: looks at finished segments only, which nobody writes to any more.
@@ -108,7 +117,7 @@ impl Repair {
         self.identity = Some(newest.identity);
         let ids = live_segments(&names)?;
         let mut known = Known::new(&options, &meta, newest, self);
-        let (mut mended, mut wanted, mut rebuilt) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut mended, mut rebuilt, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
         let mut before: Option<End> = None;
         let mut next = ids.first().map(|id| read_segment(disk, *id)).transpose()?;
         for (position, id) in ids.iter().enumerate() {
@@ -118,22 +127,41 @@ impl Repair {
             }
             next = ids.get(position + 1).map(|id| read_segment(disk, *id)).transpose()?;
             let after = next.as_ref().map(|bytes| After::of(bytes, *id + 1, &known));
+            let (name, lost_before) = (segment_name(*id), known.lost.len());
             let mut walk =
-                Walk { name: segment_name(*id), id: *id, bytes: &mut bytes, known: &mut known, mended: Vec::new() };
-            let end = walk.mend(before.as_ref(), after.as_ref(), &mut wanted)?;
+                Walk { name: name.clone(), id: *id, bytes: &mut bytes, known: &mut known, mended: Vec::new() };
+            let end = walk.mend(before.as_ref(), after.as_ref())?;
             let found = std::mem::take(&mut walk.mended);
+            if !found.is_empty() || known.lost.len() > lost_before {
+                damaged.push(name.clone());
+            }
             if !found.is_empty() {
                 mended.extend(found);
-                rebuilt.push((segment_name(*id), bytes));
+                rebuilt.push((name, bytes));
             }
             before = Some(end);
+        }
+        let lost = std::mem::take(&mut known.lost);
+        let is_dead = |forgotten: &Forgotten| !self.is_in_use && known.is_dead(forgotten);
+        let alive: Vec<&Forgotten> = lost.iter().filter(|forgotten| !is_dead(forgotten)).collect();
+        let mut wanted: Vec<Wanted> = alive.iter().filter_map(|forgotten| forgotten.wanted).collect();
+        if let Some(hopeless) = alive.iter().find(|forgotten| forgotten.wanted.is_none()) {
+            return Err(corrupt(&hopeless.file, hopeless.at as u64, hopeless.why.clone()));
         }
         if !wanted.is_empty() {
             wanted.sort_unstable();
             wanted.dedup();
             return Ok(Progress::Wants(wanted));
         }
-        self.rebuilt = rebuilt;
+        let rewrite = match before {
+            Some(end) if !lost.is_empty() => Some(known.rewrite(&ids, &damaged, end)?),
+            Some(_) | None => None,
+        };
+        for forgotten in &lost {
+            let what = format!("batch {} is not needed any more: all of it is behind the snapshot mark", forgotten.seq);
+            mended.push(Mended { file: forgotten.file.clone(), offset_bytes: forgotten.at as u64, what });
+        }
+        (self.rebuilt, self.rewrite) = (rebuilt, rewrite);
         Ok(if mended.is_empty() { Progress::Whole } else { Progress::Ready(mended) })
     }
 
@@ -143,6 +171,9 @@ impl Repair {
     /// # Durability
     /// Durable on return.
     pub fn write<D: Disk>(&mut self, disk: &mut D) -> Result<(), LogError> {
+        if let Some(rewrite) = self.rewrite.take() {
+            return rewrite.write(disk, &self.options);
+        }
         for (name, bytes) in std::mem::take(&mut self.rebuilt) {
             let damaged = read_whole(disk, &name)?;
             put_aside(disk, &name, &damaged)?;
@@ -230,8 +261,22 @@ struct Known<'a> {
     voters: BTreeSet<MemberId>,
     state: State,
     options: Options,
-    /// A batch before this one waits for entries: from here on only what is missing is listed.
-    is_waiting: bool,
+    /// What the log holds as far as it was read: entries above the mark, and where vote and mark were found.
+    entries: Vec<Entry>,
+    hard_seq: u64,
+    mark_seq: u64,
+    lost: Vec<Forgotten>,
+}
+
+/// A batch that could not be rebuilt. The log can do without it when all of it is behind a mark that came later.
+struct Forgotten {
+    file: String,
+    at: usize,
+    seq: u64,
+    /// No entry above this was in the log then.
+    last_index: Index,
+    wanted: Option<Wanted>,
+    why: String,
 }
 
 impl<'a> Known<'a> {
@@ -253,24 +298,114 @@ impl<'a> Known<'a> {
             voters,
             state: State::default(),
             options: *options,
-            is_waiting: false,
+            entries: Vec::new(),
+            hard_seq: 0,
+            mark_seq: 0,
+            lost: Vec::new(),
         }
     }
 
-    fn take(&mut self, record: &Stored) {
+    fn take(&mut self, record: &Stored, seq: u64) {
         match record {
-            Stored::HardState(hard) => self.voters.extend(hard.vote),
+            Stored::HardState(hard) => {
+                self.voters.extend(hard.vote);
+                self.hard_seq = seq;
+            }
             Stored::Append(entries) => {
                 for entry in entries {
                     if let Payload::Config(config) = &entry.payload {
                         self.voters.extend(config.members.keys());
                     }
                 }
+                self.entries.extend(entries.iter().cloned());
             }
-            Stored::Mark { meta, .. } => self.voters.extend(meta.config.members.keys()),
-            Stored::TruncateTo(_) => {}
+            Stored::Mark { meta, keeps } => {
+                self.voters.extend(meta.config.members.keys());
+                self.entries.retain(|entry| *keeps && entry.index > meta.index);
+                self.mark_seq = seq;
+            }
+            Stored::TruncateTo(index) => self.entries.retain(|entry| entry.index <= *index),
         }
         self.state.take(record);
+    }
+
+    /// Goes on behind a batch that is lost, as if the log began there.
+    fn forget(&mut self, forgotten: Forgotten) {
+        self.lost.push(forgotten);
+        self.entries.clear();
+        self.state.next = None;
+    }
+
+    /// Nothing of the batch can matter: its entries and all before are behind a mark written later, and vote and term are
+    /// known from as late as that.
+    fn is_dead(&self, forgotten: &Forgotten) -> bool {
+        let mark = self.state.mark.as_ref().map_or(0, |mark| mark.index);
+        self.mark_seq > forgotten.seq
+            && forgotten.last_index <= mark
+            && self.has_both_slots
+            && self.newest.durable_seq >= forgotten.seq
+    }
+
+    /// The log as one new segment.
+    fn rewrite(&self, ids: &[u64], damaged: &[String], end: End) -> Result<Rewrite, LogError> {
+        let file = damaged.first().cloned().unwrap_or_default();
+        let mark = self.state.mark.clone().ok_or_else(|| corrupt(&file, 0, "no mark was found"))?;
+        let follows = self.entries.windows(2).all(|pair| pair[0].index + 1 == pair[1].index)
+            && self.entries.first().is_none_or(|first| first.index == mark.index + 1);
+        if !follows {
+            return Err(corrupt(&file, 0, format!("entries above the mark {} are missing", mark.index)));
+        }
+        let hard = match self.state.hard {
+            Some(hard) if self.hard_seq > self.newest.durable_seq => hard,
+            Some(_) | None => self.newest.hard,
+        };
+        let place = Place {
+            segment_id: ids.last().map_or(1, |id| id + 1),
+            first_seq: end.seq + 1,
+            chain: end.chain,
+            held: end.held,
+        };
+        Ok(Rewrite {
+            identity: self.identity,
+            hard,
+            mark,
+            entries: self.entries.clone(),
+            place,
+            old: ids.to_vec(),
+            damaged: damaged.to_vec(),
+        })
+    }
+}
+
+/// A log that is written anew behind the damaged one: a segment that repeats vote and mark, says that nothing before
+/// counts, and holds every entry above the mark.
+#[derive(Debug)]
+struct Rewrite {
+    identity: Identity,
+    hard: HardState,
+    mark: SnapMeta,
+    entries: Vec<Entry>,
+    place: Place,
+    old: Vec<u64>,
+    damaged: Vec<String>,
+}
+
+impl Rewrite {
+    /// Until the new segment has its name the old ones are the log; from then on they are needless, and a crash before
+    /// the last of them is gone repeats the repair.
+    fn write<D: Disk>(self, disk: &mut D, options: &Options) -> Result<(), LogError> {
+        for name in &self.damaged {
+            let bytes = read_whole(disk, name)?;
+            put_aside(disk, name, &bytes)?;
+        }
+        // Left by an attempt that a crash ended, or absent: creation tells.
+        let _ = disk.remove(&format!("{}{UNFINISHED_SUFFIX}", segment_name(self.place.segment_id)));
+        replace_log(disk, options, &self.identity, &self.place, (self.hard, &self.mark), self.entries)?;
+        for id in self.old {
+            let name = segment_name(id);
+            disk.remove(&name).map_err(failed("removing", &name))?;
+        }
+        disk.sync_dir().map_err(failed("flushing", "the directory"))
     }
 }
 
@@ -396,7 +531,7 @@ impl Walk<'_, '_> {
         self.mended.push(Mended { file: self.name.clone(), offset_bytes: at as u64, what });
     }
 
-    fn mend(&mut self, before: Option<&End>, after: Option<&After>, wanted: &mut Vec<Wanted>) -> Result<End, LogError> {
+    fn mend(&mut self, before: Option<&End>, after: Option<&After>) -> Result<End, LogError> {
         let header = find_header(self.bytes, self.id, self.known, before)
             .ok_or_else(|| self.bad(0, "the segment header cannot be read, and nothing else tells what it held"))?;
         let block = header.encode();
@@ -415,15 +550,13 @@ impl Walk<'_, '_> {
         let mut at = BLOCK_BYTES;
         loop {
             if let Some((batch, crc, records)) = whole_batch(self.bytes, at, &header, &end) {
-                if !self.known.is_waiting {
-                    records.iter().for_each(|record| self.known.take(record));
-                }
+                records.iter().for_each(|record| self.known.take(record, batch.seq));
                 at += batch_len_bytes(batch.body_bytes as usize);
                 end = End { seq: batch.seq, chain: crc, held: batch.held };
                 continue;
             }
             let Some(lost) = self.judge(at, &header, &end, after)? else { break };
-            let (next_at, next_end) = self.rebuild(&lost, &header, wanted)?;
+            let (next_at, next_end) = self.rebuild(&lost, &header)?;
             (at, end) = (next_at, next_end);
         }
         if after.is_some() && self.bytes[at.min(self.bytes.len())..].iter().any(|byte| *byte != 0) {
@@ -492,12 +625,7 @@ impl Walk<'_, '_> {
     }
 
     /// Rebuilds one batch in place, or notes which entries that needs.
-    fn rebuild(
-        &mut self,
-        lost: &Lost,
-        segment: &SegmentHeader,
-        wanted: &mut Vec<Wanted>,
-    ) -> Result<(usize, End), LogError> {
+    fn rebuild(&mut self, lost: &Lost, segment: &SegmentHeader) -> Result<(usize, End), LogError> {
         let (held, crc, room_end) = match &lost.kind {
             LostKind::Body { header, crc } => {
                 let len = batch_len_bytes(header.body_bytes as usize);
@@ -509,40 +637,36 @@ impl Walk<'_, '_> {
         if let Some(end) = room_end.filter(|end| *end > self.bytes.len()) {
             return Err(self.bad(lost.at, format!("batch {} reached to byte {end}, the file ends before", lost.seq)));
         }
-        let body = if self.known.is_waiting { None } else { Search::run(self, lost, segment) };
-        if let Some((block, records)) = body {
+        if let Some((block, records)) = Search::run(self, lost, segment) {
             let end = room_end.unwrap_or(lost.at + block.len());
             if lost.at + block.len() > end.min(self.bytes.len()) {
                 return Err(self.bad(lost.at, "the rebuilt batch does not fit its place"));
             }
             self.bytes[lost.at..end].fill(0);
             self.bytes[lost.at..lost.at + block.len()].copy_from_slice(&block);
-            for record in &records {
-                self.known.take(record);
-            }
+            records.iter().for_each(|record| self.known.take(record, lost.seq));
             self.note(lost.at, format!("batch {}, entries {} to {}", lost.seq, held.first_index, held.last_index));
             return Ok((end, after));
         }
-        if held.first_index == 0 {
-            return Err(self.bad(
-                lost.at,
-                format!("batch {} was promised, holds no entries, and what it held cannot be rebuilt", lost.seq),
-            ));
-        }
         let missing = (held.first_index..=held.last_index).any(|index| !self.known.offered.contains_key(&index));
-        if !missing && !self.known.is_waiting {
-            return Err(self.bad(
-                lost.at,
-                format!(
-                    "batch {} was promised (entries {} to {}); what other members hold there is not what it held",
-                    lost.seq, held.first_index, held.last_index
-                ),
-            ));
-        }
-        if missing {
-            wanted.push(Wanted { first: held.first_index, last: held.last_index });
-        }
-        self.known.is_waiting = true;
+        let why = if held.first_index == 0 {
+            format!("batch {} was promised, holds no entries, and what it held cannot be rebuilt", lost.seq)
+        } else {
+            format!(
+                "batch {} was promised (entries {} to {}), and what other members hold there is not what it held",
+                lost.seq, held.first_index, held.last_index
+            )
+        };
+        let wanted = Wanted { first: held.first_index, last: held.last_index };
+        let last = self.known.state.next.map_or(0, |next| next - 1);
+        self.known.forget(Forgotten {
+            file: self.name.clone(),
+            at: lost.at,
+            seq: lost.seq,
+            last_index: last.max(held.last_index),
+            wanted: (held.first_index != 0 && missing).then_some(wanted),
+            why,
+        });
         let end = match room_end {
             Some(end) => end,
             // The last batch of a finished segment: nothing to read behind it.

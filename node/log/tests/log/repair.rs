@@ -335,6 +335,90 @@ pub(crate) fn the_script_with_marks_is_repaired_too() {
     assert!(tally.repaired > tally.refused, "{tally:?}");
 }
 
+/// A log whose first segments are mostly behind the mark, with a vote in each part.
+fn compacted_log() -> (FaultyDisk, Model) {
+    let disk = FaultyDisk::new(3);
+    let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+    let mut model = Model::new();
+    let run = |term, from, to, size| Record::Append((from..=to).map(|i| entry(term, i, size)).collect());
+    let records = [
+        hard(1, 2),
+        run(1, 1, 5, 900),
+        run(1, 6, 9, 300),
+        Record::TruncateTo(7),
+        hard(2, 1),
+        run(2, 8, 12, 50),
+        run(2, 13, 40, 900),
+        Record::SnapshotMark(mark(14, 2)),
+        run(2, 41, 44, 200),
+    ];
+    for (seq, record) in records.into_iter().enumerate() {
+        model.take(&record);
+        log.append(&[(WriteSeq(seq as u64 + 1), record)]).expect("appends");
+    }
+    log.seal_tail().expect("seals");
+    (disk, model)
+}
+
+#[test]
+pub(crate) fn what_is_behind_the_mark_is_not_needed_from_anybody() {
+    let (disk, model) = compacted_log();
+    assert!(segments_of(&disk).len() > 1);
+    let (mut renewed, mut refused) = (0, 0);
+    for name in segments_of(&disk) {
+        let used = disk.medium(&name).expect("is there").iter().rposition(|byte| *byte != 0).expect("not empty");
+        for at in (0..=used).step_by(512) {
+            let copy = disk.fork(at as u64);
+            copy.overwrite(&name, at, &[0; 512]);
+            match open_or_repair(&copy, &[mark(0, 0)], &Peer::new()) {
+                Ok((found, mended)) => {
+                    assert!(Model::of(&found) == model, "{name} {at}: {}", difference(&Model::of(&found), &model));
+                    renewed += usize::from(mended > 0);
+                    let (_, again) = Log::open(copy, options(60), Some(&ID)).expect("it stays whole");
+                    assert!(Model::of(&again) == model);
+                }
+                Err(LogError::Corrupt { .. }) => refused += 1,
+                Err(error) => panic!("{name} {at}: {error}"),
+            }
+        }
+    }
+    println!("behind the mark: {renewed} repaired without others, {refused} refused");
+    assert!(renewed > 12, "{renewed} repaired, {refused} refused");
+}
+
+#[test]
+pub(crate) fn a_crash_at_any_step_of_a_rewrite_leaves_it_repeatable() {
+    let (disk, model) = compacted_log();
+    let damaged = disk.fork(1);
+    let name = &segments_of(&damaged)[0];
+    damaged.overwrite(name, 3 * BLOCK_BYTES, &[0; 512]);
+    let recorded = damaged.fork(2);
+    recorded.record_ops();
+    open_or_repair(&recorded, &[mark(0, 0)], &Peer::new()).expect("repairs");
+    let ops = recorded.ops();
+    assert!(ops.iter().any(|op| matches!(op, Op::Remove { name: removed } if removed == name)), "it is written anew");
+    let mut recoveries = 0;
+    for at in 1..=ops.len() as u64 {
+        for way in 0..6 {
+            let copy = damaged.fork(at * 10 + way);
+            copy.crash_at(at);
+            // The crash may hit the very last step, whose error nobody sees.
+            let _ = open_or_repair(&copy, &[mark(0, 0)], &Peer::new());
+            match way {
+                0 => copy.process_crash(),
+                1 => copy.power_loss(Survival::Nothing),
+                2 => copy.power_loss(Survival::Everything),
+                _ => copy.power_loss(Survival::Subset),
+            }
+            let (found, _) = open_or_repair(&copy, &[mark(0, 0)], &Peer::new())
+                .unwrap_or_else(|error| panic!("crash {at} ({:?}) way {way}: {error}", ops[at as usize - 1]));
+            assert!(Model::of(&found) == model, "crash {at} ({:?}) way {way}", ops[at as usize - 1]);
+            recoveries += 1;
+        }
+    }
+    println!("crash points of a rewrite: {0}/{0} covered, {recoveries} recoveries", ops.len());
+}
+
 /// Reads every finished segment; gives the files found damaged.
 fn scrub(disk: &FaultyDisk) -> Vec<String> {
     let mut scrub = Scrub::new(options(9), ID);
