@@ -268,6 +268,7 @@ impl Local {
             stop_file: self.dir.join("never"),
             seconds_max: 1800,
             workers: 4,
+            pause_ms: 0,
             prefix: "writer/".to_owned(),
         })
     }

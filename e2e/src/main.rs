@@ -28,6 +28,8 @@ enum Command {
     Kubernetes(kubernetes::KubernetesArgs),
     /// Writes until told to stop, recording each acknowledgement with fsync; then reads everything back
     Writer(writer::WriterArgs),
+    /// Reads back what a running writer was acknowledged so far
+    Check(writer::CheckArgs),
     /// Tells a running writer to stop
     StopWriter { stop_file: std::path::PathBuf },
     /// Puts load on an etcd-compatible cluster and prints rate and latency as JSON (used by `cargo xtask bench`)
@@ -40,6 +42,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Local(args) => local::run(args).await,
         Command::Kubernetes(args) => kubernetes::run(args).await,
         Command::Writer(args) => writer::run(args).await,
+        Command::Check(args) => writer::check_now(args).await,
         Command::StopWriter { stop_file } => Ok(std::fs::write(stop_file, b"stop")?),
         Command::Load(args) => bench::run(args).await,
     }

@@ -42,6 +42,9 @@ pub struct WriterArgs {
     pub seconds_max: u64,
     #[arg(long, default_value_t = 4)]
     pub workers: usize,
+    /// Pause of each worker after an acknowledged write, in milliseconds
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
     /// Keys start with this
     #[arg(long, default_value = "writer/")]
     pub prefix: String,
@@ -86,13 +89,23 @@ impl Summary {
     }
 }
 
+/// Prints a line of progress this often, then the summary.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
 pub async fn run(args: WriterArgs) -> Result<()> {
     let writer = Writer::start(args.clone())?;
-    let started = Instant::now();
+    let (started, mut told, mut worst_ms) = (Instant::now(), Instant::now(), 0);
     while !args.stop_file.exists() && started.elapsed() < Duration::from_secs(args.seconds_max) {
         tokio::time::sleep(Duration::from_millis(100)).await;
+        if told.elapsed() >= PROGRESS_EVERY {
+            told = Instant::now();
+            let gap_ms = writer.take_gap_ms();
+            worst_ms = worst_ms.max(gap_ms);
+            println!("{}", serde_json::json!({"progress": writer.acknowledged(), "gapMs": gap_ms}));
+        }
     }
-    let summary = writer.stop_and_check().await?;
+    let mut summary = writer.stop_and_check().await?;
+    summary.gap_ms = summary.gap_ms.max(worst_ms);
     println!("{}", summary.to_json());
     summary.check().map(|text| eprintln!("{text}"))
 }
@@ -192,6 +205,9 @@ async fn work(
             Ok(revision) => {
                 record.record(&Ack { key, value, revision })?;
                 acknowledge(&shared, origin);
+                if args.pause_ms > 0 {
+                    tokio::time::sleep(Duration::from_millis(args.pause_ms)).await;
+                }
             }
             Err(_) => {
                 shared.unknown.fetch_add(1, Ordering::SeqCst);
@@ -226,6 +242,29 @@ async fn put(kv: &mut KvClient<Channel>, key: &str, value: &str) -> Result<i64> 
     let request = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
     let answer = tokio::time::timeout(PUT_TIMEOUT, kv.put(request)).await??.into_inner();
     Ok(answer.header.context("a put was answered without a header")?.revision)
+}
+
+/// Where the records of a writer are, and whom to ask what became of the writes.
+#[derive(Args, Debug, Clone)]
+pub struct CheckArgs {
+    /// Client URLs, comma separated
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub endpoints: Vec<String>,
+    /// Directory with the records of acknowledgements
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Keys start with this
+    #[arg(long, default_value = "writer/")]
+    pub prefix: String,
+}
+
+/// Compares what a running writer recorded so far with what the cluster holds.
+pub async fn check_now(args: CheckArgs) -> Result<()> {
+    let lost = check(&args.endpoints, &args.dir, &args.prefix).await?;
+    match lost.first() {
+        None => Ok(()),
+        Some(first) => bail!("{} acknowledged write(s) lost, first: {first}", lost.len()),
+    }
 }
 
 /// Reads everything below `prefix` and compares with every record in `dir`.

@@ -177,6 +177,11 @@ impl Cluster {
         self.engine.docker(purpose)
     }
 
+    /// What `DOCKER_HOST` must be to reach the nodes; None if it is the environment's own.
+    pub fn docker_host(&self) -> Option<&str> {
+        self.engine.host()
+    }
+
     fn kind(&self, purpose: impl Into<String>) -> Run {
         // Never the user's own kubeconfig.
         self.engine.environment(Run::new(&self.kind, purpose)).env("KUBECONFIG", &self.kubeconfig)

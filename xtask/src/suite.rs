@@ -31,6 +31,12 @@ pub struct E2eArgs {
     /// Leave kind running afterwards
     #[arg(long)]
     keep: bool,
+    /// Every scenario on Kubernetes instead of those a change must pass; writes docs/scenarios.md
+    #[arg(long)]
+    all: bool,
+    /// On Kubernetes only scenarios whose name contains this
+    #[arg(long)]
+    only: Option<String>,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +44,13 @@ enum Which {
     Local,
     Kubernetes,
     Both,
+}
+
+impl E2eArgs {
+    /// The part that `cargo xtask test` runs.
+    fn on_kind() -> E2eArgs {
+        E2eArgs { which: Which::Kubernetes, current_context: false, keep: false, all: false, only: None }
+    }
 }
 
 /// One numbered part of a run: prints its name, its result and its time, and remembers failures.
@@ -94,7 +107,7 @@ pub fn test(fast: bool) -> Result<()> {
         parts.part("simulated seeds", || cmd::run(Command::new(programs.sim()).args(["--seeds", &seeds.to_string()])));
         parts.part("end to end, local processes", || local_suite(&programs));
         if !fast {
-            parts.part("end to end, kind", || kubernetes_suite(&programs, false, false));
+            parts.part("end to end, kind", || kubernetes_suite(&programs, &E2eArgs::on_kind()));
         }
     }
     parts.finish()
@@ -107,7 +120,7 @@ pub fn e2e(args: &E2eArgs) -> Result<()> {
         parts.part("end to end, local processes", || local_suite(&programs));
     }
     if args.which != Which::Local {
-        parts.part("end to end, Kubernetes", || kubernetes_suite(&programs, args.current_context, args.keep));
+        parts.part("end to end, Kubernetes", || kubernetes_suite(&programs, args));
     }
     parts.finish()
 }
@@ -121,11 +134,13 @@ fn local_suite(programs: &Programs) -> Result<()> {
     cmd::run(&mut command)
 }
 
-fn kubernetes_suite(programs: &Programs, current_context: bool, keep: bool) -> Result<()> {
-    let target = Target::bring_up(programs, current_context)?;
+fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
+    let target = Target::bring_up(programs, args.current_context)?;
+    let audit_from = target.audit_log_bytes();
     // Installed, then upgraded, as a person's second install would be.
-    let result = target.install_chart().and_then(|()| target.install_chart()).and_then(|()| target.run_suite(programs));
-    if !keep && !current_context {
+    let installed = target.install_chart().and_then(|()| target.install_chart());
+    let result = installed.and_then(|()| target.run_suite(programs, args, audit_from));
+    if !args.keep && !args.current_context {
         kind::down()?;
     }
     result
@@ -137,6 +152,8 @@ pub struct Target {
     pub kubeconfig: PathBuf,
     pub kubectl: PathBuf,
     helm: PathBuf,
+    /// The kind cluster, when it is ours.
+    kind: Option<kind::Cluster>,
 }
 
 impl Target {
@@ -147,7 +164,7 @@ impl Target {
             let kubeconfig = std::env::var_os("KUBECONFIG")
                 .map(PathBuf::from)
                 .context("--current-context needs KUBECONFIG to name the cluster's file")?;
-            return Ok(Target { kubeconfig, kubectl, helm });
+            return Ok(Target { kubeconfig, kubectl, helm, kind: None });
         }
         let cluster = kind::up()?;
         kind::build_image(&programs.dir, IMAGE)?;
@@ -156,7 +173,7 @@ impl Target {
             kind::build_driver_image(&programs.e2e(), &tools::etcdctl()?, DRIVER_IMAGE)?;
             cluster.load_image(DRIVER_IMAGE)?;
         }
-        Ok(Target { kubeconfig: cluster.kubeconfig, kubectl, helm })
+        Ok(Target { kubeconfig: cluster.kubeconfig.clone(), kubectl, helm, kind: Some(cluster) })
     }
 
     pub fn install_chart(&self) -> Result<()> {
@@ -182,11 +199,30 @@ impl Target {
         cmd::run(Command::new(&self.kubectl).env("KUBECONFIG", &self.kubeconfig).args(args))
     }
 
-    fn run_suite(&self, programs: &Programs) -> Result<()> {
+    fn audit_log_bytes(&self) -> u64 {
+        let audit_log = self.kind.as_ref().map(|cluster| &cluster.audit_log);
+        audit_log.and_then(|path| std::fs::metadata(path).ok()).map_or(0, |meta| meta.len())
+    }
+
+    fn run_suite(&self, programs: &Programs, args: &E2eArgs, audit_from: u64) -> Result<()> {
         let mut command = Command::new(programs.e2e());
         command.current_dir(cmd::root()).arg("kubernetes").env("KUBECONFIG", &self.kubeconfig);
         command.arg("--kubectl").arg(&self.kubectl).args(["--image", DRIVER_IMAGE]);
         command.args(["--manifest", "examples/orders.yaml", "--operator-namespace", NAMESPACE]);
+        command.arg("--logs").arg(cmd::cache_dir().join("e2e-logs"));
+        if let Some(cluster) = &self.kind {
+            command.arg("--audit-log").arg(&cluster.audit_log).args(["--audit-from", &audit_from.to_string()]);
+            command.arg("--docker");
+            if let Some(host) = cluster.docker_host() {
+                command.env("DOCKER_HOST", host);
+            }
+        }
+        if args.all {
+            command.args(["--all", "--table", "docs/scenarios.md"]);
+        }
+        if let Some(only) = &args.only {
+            command.args(["--only", only]);
+        }
         cmd::run(&mut command)
     }
 }

@@ -461,6 +461,18 @@ pub fn leader_slice(identity: &Identity, leader: Option<&LeaderEndpoint>) -> End
     }
 }
 
+/// Says whether two slices lead to the same address, by the same port, under the same Service and owner.
+pub fn points_alike(a: &EndpointSlice, b: &EndpointSlice) -> bool {
+    let target = |slice: &EndpointSlice| {
+        let ends = slice.endpoints.iter();
+        ends.map(|e| (e.addresses.clone(), e.target_ref.as_ref().and_then(|t| t.name.clone()))).collect::<Vec<_>>()
+    };
+    let ports = |slice: &EndpointSlice| slice.ports.iter().flatten().map(|p| p.port).collect::<Vec<_>>();
+    let service = |slice: &EndpointSlice| slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name").cloned();
+    let owner = |slice: &EndpointSlice| Some(slice.metadata.owner_references.as_ref()?.first()?.uid.clone());
+    target(a) == target(b) && ports(a) == ports(b) && service(a) == service(b) && owner(a) == owner(b)
+}
+
 /// The floor that evictions by others leave: an integer, of voters only.
 pub fn budget(identity: &Identity, min_available: u32) -> PodDisruptionBudget {
     let mut selector = pod_selector(identity);

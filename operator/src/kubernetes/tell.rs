@@ -25,20 +25,14 @@ const VOLATILE_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Teller {
     client: Client,
     reporter: Reporter,
-    /// When each cluster's status was last written, and the leader address its Service was last given, by UID.
-    known: Mutex<HashMap<String, Known>>,
-}
-
-#[derive(Default, Clone)]
-struct Known {
-    wrote: Option<Instant>,
-    leader: Option<Option<LeaderEndpoint>>,
+    /// When each cluster's status was last written, by UID.
+    wrote: Mutex<HashMap<String, Instant>>,
 }
 
 impl Teller {
     pub fn new(client: Client, instance: &str) -> Teller {
         let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(instance.to_owned()) };
-        Teller { reporter, client, known: Mutex::default() }
+        Teller { reporter, client, wrote: Mutex::default() }
     }
 
     pub async fn tell(&self, cluster: &ConsistentCluster, intent: &Intent, pass: &Pass) -> Result<(), kube::Error> {
@@ -83,15 +77,15 @@ impl Teller {
             Some(leader) if serving => self.endpoint(identity, &leader.name).await?,
             Some(_) | None => None,
         };
-        if self.known(&identity.uid).leader.as_ref() == Some(&leader) {
-            return Ok(());
-        }
         let slice = objects::leader_slice(identity, leader.as_ref());
         let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &identity.namespace);
         let name = names::leader_service(&identity.name);
-        timed(api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&slice))).await?;
-        self.remember(&identity.uid, |known| known.leader = Some(leader));
-        Ok(())
+        // Read each time: somebody may have deleted or changed it.
+        let live = timed(api.get_opt(&name)).await?;
+        if live.is_some_and(|live| objects::points_alike(&live, &slice)) {
+            return Ok(());
+        }
+        timed(api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&slice))).await.map(drop)
     }
 
     async fn endpoint(&self, identity: &Identity, record: &str) -> Result<Option<LeaderEndpoint>, kube::Error> {
@@ -110,7 +104,7 @@ impl Teller {
         pass: &Pass,
     ) -> Result<(), kube::Error> {
         let differs = cluster.status.as_ref().is_none_or(|old| status_differs(old, &pass.status));
-        let is_due = self.known(&identity.uid).wrote.is_none_or(|at| at.elapsed() >= VOLATILE_EVERY);
+        let is_due = self.wrote(&identity.uid).is_none_or(|at| at.elapsed() >= VOLATILE_EVERY);
         if !differs && !is_due {
             return Ok(());
         }
@@ -128,15 +122,12 @@ impl Teller {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
             Err(error) => return Err(error),
         }
-        self.remember(&identity.uid, |known| known.wrote = Some(Instant::now()));
+        let mut wrote = self.wrote.lock().expect("no panic happens while this is written");
+        wrote.insert(identity.uid.clone(), Instant::now());
         Ok(())
     }
 
-    fn known(&self, uid: &str) -> Known {
-        self.known.lock().expect("no panic happens while this is looked up").get(uid).cloned().unwrap_or_default()
-    }
-
-    fn remember(&self, uid: &str, edit: impl FnOnce(&mut Known)) {
-        edit(self.known.lock().expect("no panic happens while this is written").entry(uid.to_owned()).or_default());
+    fn wrote(&self, uid: &str) -> Option<Instant> {
+        self.wrote.lock().expect("no panic happens while this is looked up").get(uid).copied()
     }
 }

@@ -1,0 +1,70 @@
+//! Plain requests to the API server for what is asked often: starting kubectl costs more than the answer.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::AsyncBufRead;
+use kube::Client;
+use serde_json::Value;
+
+/// A healthy API server answers well within this.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub struct Api {
+    client: Client,
+}
+
+impl Api {
+    /// To the cluster that KUBECONFIG names.
+    pub async fn connect() -> Result<Api> {
+        let client = Client::try_default().await.context("cannot make a client from KUBECONFIG")?;
+        Ok(Api { client })
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        let request = self.client.request::<Value>(request(path)?);
+        let answer = tokio::time::timeout(ANSWER_LIMIT, request).await;
+        answer.with_context(|| format!("no answer to GET {path}"))?.with_context(|| format!("GET {path}"))
+    }
+
+    /// Nothing when there is no such object.
+    pub async fn get_opt(&self, path: &str) -> Result<Option<Value>> {
+        match self.get(path).await {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if is_code(&error, 404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The items of a list.
+    pub async fn items(&self, path: &str) -> Result<Vec<Value>> {
+        match self.get(path).await?["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Creates what `body` describes; the error's code is the API server's.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let request = request.body(serde_json::to_vec(body)?).with_context(|| format!("no path: {path:?}"))?;
+        let answer = tokio::time::timeout(ANSWER_LIMIT, self.client.request::<Value>(request)).await;
+        answer.with_context(|| format!("no answer to POST {path}"))?.with_context(|| format!("POST {path}"))
+    }
+
+    pub async fn stream(&self, path: &str) -> Result<impl AsyncBufRead + use<>> {
+        self.client.request_stream(request(path)?).await.with_context(|| format!("GET {path}"))
+    }
+}
+
+fn request(path: &str) -> Result<http::Request<Vec<u8>>> {
+    http::Request::get(path).body(Vec::new()).with_context(|| format!("no path: {path:?}"))
+}
+
+/// Says whether the API server answered with this code.
+pub fn is_code(error: &anyhow::Error, code: u16) -> bool {
+    error.chain().any(
+        |cause| matches!(cause.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.code == code),
+    )
+}

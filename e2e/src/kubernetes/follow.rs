@@ -1,0 +1,168 @@
+//! Keeps the logs of every pod of a label from its first line on: pods vanish, and their logs with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::io::AsyncBufReadExt;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::jiff::Timestamp;
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinHandle;
+
+use super::api::{Api, is_code};
+use super::handover::{self, Event, LOG_ENDED};
+
+/// New pods are looked for this often; a member needs longer to become a leader.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const RETRY_AFTER: Duration = Duration::from_millis(300);
+
+/// The newest leader's term and when it began to serve, by `namespace/cluster`.
+pub type Leaders = Arc<Mutex<BTreeMap<String, (u64, Timestamp)>>>;
+
+/// Runs until dropped. One file a pod: `<namespace>_<pod>_<uid>.log`.
+#[derive(Debug)]
+pub struct Follower {
+    dir: PathBuf,
+    pub leaders: Leaders,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Follower {
+    pub fn start(api: Api, selector: &str, dir: &Path) -> Result<Follower> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let path = format!("/api/v1/pods?labelSelector={selector}");
+        let leaders = Leaders::default();
+        let task = tokio::spawn(look(api, path, dir.to_path_buf(), leaders.clone()));
+        Ok(Follower { dir: dir.to_path_buf(), leaders, task })
+    }
+
+    /// Every line so far, as (`namespace/pod`, line).
+    pub fn lines(&self) -> Result<Vec<(String, String)>> {
+        let mut lines = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let mut parts = name.split('_');
+            let (Some(namespace), Some(pod)) = (parts.next(), parts.next()) else { continue };
+            let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+            lines.extend(text.lines().map(|line| (format!("{namespace}/{pod}"), line.to_owned())));
+        }
+        Ok(lines)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Pod {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+async fn look(api: Api, path: String, dir: PathBuf, leaders: Leaders) {
+    let known = Arc::new(Mutex::new(BTreeSet::new()));
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        // While the API server is away there is nothing to find.
+        for item in api.items(&path).await.unwrap_or_default() {
+            let text = |key: &str| item["metadata"][key].as_str().unwrap_or_default().to_owned();
+            let pod = Pod { namespace: text("namespace"), name: text("name"), uid: text("uid") };
+            if known.lock().expect("nobody panics with this lock held").insert(pod.clone()) {
+                tasks.spawn(follow(api.clone(), pod, dir.clone(), leaders.clone()));
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Follows one pod through restarts of its container until the pod is gone.
+async fn follow(api: Api, pod: Pod, dir: PathBuf, leaders: Leaders) {
+    let file = dir.join(format!("{}_{}_{}.log", pod.namespace, pod.name, pod.uid));
+    let mut last = None;
+    loop {
+        if let Err(error) = read_on(&api, &pod, &file, &mut last, &leaders).await
+            && !is_code(&error, 400)
+            && !is_code(&error, 404)
+        {
+            eprintln!("    (log of {}/{}: {error:#})", pod.namespace, pod.name);
+        }
+        if matches!(is_there(&api, &pod).await, Ok(false)) {
+            let _ = append(&file, &format!("{:.6} {LOG_ENDED}\n", Timestamp::now())).await;
+            return;
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
+}
+
+async fn is_there(api: &Api, pod: &Pod) -> Result<bool> {
+    let found = api.get_opt(&format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name)).await?;
+    Ok(found.is_some_and(|found| found["metadata"]["uid"] == pod.uid.as_str()))
+}
+
+async fn append(file: &Path, text: &str) -> Result<()> {
+    let mut file = tokio::fs::File::options().create(true).append(true).open(file).await?;
+    file.write_all(text.as_bytes()).await?;
+    Ok(file.flush().await?)
+}
+
+/// Reads from after `last` to the end of the stream. The server's own times tell which lines are known already.
+async fn read_on(api: &Api, pod: &Pod, file: &Path, last: &mut Option<Timestamp>, leaders: &Leaders) -> Result<()> {
+    let member = pod.name.strip_suffix("-0").unwrap_or(&pod.name);
+    let since = last.map(|at| format!("&sinceTime={at:.0}")).unwrap_or_default();
+    let path = format!("/api/v1/namespaces/{}/pods/{}/log?follow=true&timestamps=true{since}", pod.namespace, pod.name);
+    let mut lines = api.stream(&path).await?.lines();
+    while let Some(line) = lines.try_next().await? {
+        let Some((stamp, text)) = line.split_once(' ') else { continue };
+        let Ok(at) = stamp.parse::<Timestamp>() else { continue };
+        if last.is_some_and(|last| at <= last) {
+            continue;
+        }
+        *last = Some(at);
+        if let Some(Event::LeaderReady { term }) = handover::line(member, text).map(|line| line.event) {
+            let cluster = member.rsplit_once('-').map_or(member, |(cluster, _)| cluster);
+            let mut leaders = leaders.lock().expect("nobody panics with this lock held");
+            let newest = leaders.entry(format!("{}/{cluster}", pod.namespace)).or_insert((term, at));
+            if newest.0 < term {
+                *newest = (term, at);
+            }
+        }
+        append(file, &format!("{text}\n")).await?;
+    }
+    Ok(())
+}
+
+/// Follows one pod's log into a callback; for logs that are looked at while they grow.
+pub fn each_line(
+    api: Api,
+    namespace: String,
+    name: String,
+    mut take: impl FnMut(&str) + Send + 'static,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut last: Option<Timestamp> = None;
+        loop {
+            let since = last.map(|at| format!("&sinceTime={at:.0}")).unwrap_or_default();
+            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/log?follow=true&timestamps=true{since}");
+            if let Ok(stream) = api.stream(&path).await {
+                let mut lines = stream.lines();
+                while let Some(Ok(line)) = lines.next().await {
+                    let Some((stamp, text)) = line.split_once(' ') else { continue };
+                    let Ok(at) = stamp.parse::<Timestamp>() else { continue };
+                    if last.is_none_or(|last| at > last) {
+                        last = Some(at);
+                        take(text);
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    })
+}

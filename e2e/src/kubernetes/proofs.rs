@@ -1,0 +1,108 @@
+//! What is proven at the end of a run from the audit log and the members' logs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+
+use super::cluster::{Cluster, text};
+use super::{Evidence, audit, handover, rbac};
+use crate::scenario::Report;
+
+const SERVICE_ACCOUNT: &str = "quorate-operator";
+
+pub async fn prove(cluster: &Cluster, evidence: &Evidence, report: &mut Report) -> Result<()> {
+    const PROOFS: [&str; 2] = ["no_leader_is_disrupted_before_it_handed_over", "every_granted_right_is_used"];
+    if cluster.args.audit_log.is_none() {
+        PROOFS.into_iter().for_each(|name| report.left_out(name, "needs --audit-log"));
+        return Ok(());
+    }
+    report.scenario(PROOFS[0], async { hand_overs(cluster, evidence) }).await?;
+    if cluster.args.only.is_some() {
+        report.left_out(PROOFS[1], "only a part of the scenarios was run");
+        return Ok(());
+    }
+    report.scenario(PROOFS[1], rights(cluster)).await
+}
+
+/// The operator's requests, and everybody's deletions of clusters.
+struct Log {
+    operators: Vec<audit::Request>,
+    deleted: BTreeMap<String, Timestamp>,
+}
+
+fn log(cluster: &Cluster, from: u64) -> Result<Log> {
+    let path = cluster.args.audit_log.as_deref().context("there is no audit log")?;
+    let user = format!("system:serviceaccount:{}:{SERVICE_ACCOUNT}", cluster.args.operator_namespace);
+    let all = audit::read(path, from, &[&user, "consistentclusters"])?;
+    let gone = all.iter().filter(|r| r.resource == "consistentclusters" && r.verb == "delete" && r.succeeded());
+    let deleted = gone.map(|r| (format!("{}/{}", r.namespace, r.name), r.at)).collect();
+    Ok(Log { operators: all.into_iter().filter(|r| r.user == user).collect(), deleted })
+}
+
+fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
+    let Log { operators: requests, deleted } = log(cluster, evidence.audit_start)?;
+    let bare = requests.iter().find(|r| r.resource == "statefulsets" && r.verb == "update" && r.body.is_null());
+    ensure!(bare.is_none(), "the audit policy hides what StatefulSets are changed to: {bare:?}");
+    let lines: Vec<handover::Line> = evidence
+        .members
+        .lines()?
+        .iter()
+        .filter_map(|(pod, line)| handover::line(pod.strip_suffix("-0").unwrap_or(pod), line))
+        .collect();
+    let verdict = handover::check(&lines, &handover::disruptions(&requests), &deleted);
+    if !verdict.violations.is_empty() {
+        bail!("{} of {} disruptions: {}", verdict.violations.len(), verdict.checked, verdict.violations.join("; "));
+    }
+    for hand_over in &verdict.handed_over {
+        let took = hand_over.took_ms.map_or("unasked".to_owned(), |ms| format!("in {ms} ms"));
+        eprintln!(
+            "    {} handed over to {} {took}, {:?} {} ms later",
+            hand_over.member, hand_over.successor, hand_over.what, hand_over.before_ms
+        );
+    }
+    let asked = verdict.handed_over.iter().filter(|h| h.took_ms.is_some()).count();
+    ensure!(asked > 0, "{} disruptions, but none of a member that led: nothing is proven", verdict.checked);
+    Ok(format!("{} disruptions, {asked} of a former leader, each after another one served", verdict.checked))
+}
+
+async fn rights(cluster: &Cluster) -> Result<String> {
+    let requests = log(cluster, cluster.args.audit_from)?.operators;
+    let (used, refused) = rbac::used(&requests);
+    let roles = roles(cluster).await?;
+    let granted = rbac::granted(&roles);
+    ensure!(!granted.is_empty(), "no rules are bound to the ServiceAccount {SERVICE_ACCOUNT}");
+    let faults = rbac::faults(&granted, &used, &rbac::EXCUSED);
+    if !faults.is_empty() {
+        bail!("{}", faults.join("; "));
+    }
+    for right in refused.iter().filter(|right| !granted.contains(*right)) {
+        bail!("asked for without a right to it: {right:?}");
+    }
+    Ok(format!("{} rights granted, all used in {} requests, no wildcard", granted.len(), requests.len()))
+}
+
+/// The Roles and ClusterRoles bound to the operator's ServiceAccount.
+async fn roles(cluster: &Cluster) -> Result<Vec<Value>> {
+    const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+    let is_ours = |binding: &Value| {
+        binding["subjects"].as_array().into_iter().flatten().any(|s| {
+            s["kind"] == "ServiceAccount"
+                && s["name"] == SERVICE_ACCOUNT
+                && s["namespace"] == cluster.args.operator_namespace.as_str()
+        })
+    };
+    let mut roles = Vec::new();
+    for plural in ["rolebindings", "clusterrolebindings"] {
+        for binding in cluster.api.items(&format!("{RBAC}/{plural}")).await?.iter().filter(|b| is_ours(b)) {
+            let name = text(binding, "/roleRef/name");
+            let path = match binding["roleRef"]["kind"].as_str() {
+                Some("ClusterRole") => format!("{RBAC}/clusterroles/{name}"),
+                _ => format!("{RBAC}/namespaces/{}/roles/{name}", text(binding, "/metadata/namespace")),
+            };
+            roles.push(cluster.api.get(&path).await?);
+        }
+    }
+    Ok(roles)
+}

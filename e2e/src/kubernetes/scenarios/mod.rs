@@ -1,0 +1,88 @@
+//! The table of scenarios. Each ends with the cluster as it found it: healthy, and nothing lost.
+
+mod basic;
+mod edits;
+mod hands;
+mod pods;
+
+use std::pin::Pin;
+
+use anyhow::Result;
+
+use super::cluster::Cluster;
+pub use basic::{apply, deletion, etcdctl, recover, story, writer_verdict};
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
+
+pub struct Row {
+    pub name: &'static str,
+    pub run: for<'a> fn(&'a Cluster) -> Running<'a>,
+    /// Healthy voters it leaves.
+    pub leaves: u64,
+    /// Part of what a change must pass; the others are run with `--all`.
+    pub is_required: bool,
+    /// It stops or cuts off nodes.
+    pub needs_docker: bool,
+    /// For a while nobody can tell the truth: there is no operator, or no API server.
+    pub is_blind: bool,
+}
+
+const fn required(name: &'static str, leaves: u64, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
+    Row { name, run, leaves, is_required: true, needs_docker: false, is_blind: false }
+}
+
+const fn more(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
+    Row { name, run, leaves: 3, is_required: false, needs_docker: false, is_blind: false }
+}
+
+const fn on_nodes(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
+    Row { name, run, leaves: 3, is_required: false, needs_docker: true, is_blind: false }
+}
+
+const fn blind(row: Row) -> Row {
+    Row { is_blind: true, ..row }
+}
+
+/// In the order they run.
+pub const TABLE: &[Row] = &[
+    required("bad_input_is_refused_with_field_and_remedy", 3, |c| Box::pin(basic::bad_input(c))),
+    blind(required("scale_to_five_with_the_operator_killed_midway", 5, |c| Box::pin(basic::scale_out(c)))),
+    required("leader_pod_deleted_a_new_leader_serves", 5, |c| Box::pin(basic::leader_deleted(c))),
+    required("leader_record_deleted_it_hands_over_and_is_replaced", 5, |c| Box::pin(hands::leader_record_deleted(c))),
+    required("scale_back_to_three", 3, |c| Box::pin(basic::scale_in(c))),
+    required("config_roll_takes_the_leader_last", 3, |c| Box::pin(edits::config_roll(c))),
+    required("record_lost_by_hand_comes_back_with_its_member", 3, |c| Box::pin(hands::record_orphaned(c))),
+    more("scale_flip_5_3_5_before_finish", |c| Box::pin(edits::scale_flip(c))),
+    more("scale_flip_at_once_leaves_nothing", |c| Box::pin(edits::scale_flip_at_once(c))),
+    more("scale_1_7_3", |c| Box::pin(edits::scale_1_7_3(c))),
+    more("pause_blocks_every_mutation", |c| Box::pin(edits::pause(c))),
+    more("bad_image_stops_after_one_and_reverts", |c| Box::pin(edits::bad_image(c))),
+    more("unschedulable_stops_after_one_and_reverts", |c| Box::pin(edits::unschedulable(c))),
+    more("learner_that_cannot_start_hurts_nobody", |c| Box::pin(edits::learner_bad_image(c))),
+    more("config_change_each_field_alone_is_applied", |c| Box::pin(edits::each_field(c))),
+    more("gitops_reapply_no_drift", |c| Box::pin(edits::reapply(c))),
+    more("quiet_cluster_is_left_alone", |c| Box::pin(edits::quiet(c))),
+    more("hostile_manifests_have_no_effect", |c| Box::pin(edits::hostile(c))),
+    more("volume_lost_member_is_replaced", |c| Box::pin(hands::volume_lost(c))),
+    more("leader_volume_lost_member_is_replaced", |c| Box::pin(hands::leader_volume_lost(c))),
+    more("member_removed_by_hand_is_not_added_again", |c| Box::pin(hands::removed_by_hand(c))),
+    more("foreign_member_is_reported_and_left_alone", |c| Box::pin(hands::foreign_member(c))),
+    more("shared_objects_deleted_by_hand_come_back", |c| Box::pin(hands::shared_objects(c))),
+    more("slow_terminating_pvc_holds_nobody_up", |c| Box::pin(hands::stuck_finalizer(c))),
+    more("quota_refuses_pods", |c| Box::pin(hands::quota(c))),
+    more("cr_deleted_while_it_is_made", |c| Box::pin(hands::deleted_midway(c))),
+    more("cr_delete_without_quorum_finishes", |c| Box::pin(hands::deleted_without_quorum(c))),
+    more("delete_two_of_three_pods_recovers", |c| Box::pin(pods::two_of_three(c))),
+    more("delete_all_pods_recovers", |c| Box::pin(pods::all_pods(c))),
+    more("pod_delete_leader_x10", |c| Box::pin(pods::leader_ten_times(c))),
+    more("evictions_share_one_budget", |c| Box::pin(pods::evictions(c))),
+    blind(more("drain_node_sequential_two_nodes", |c| Box::pin(pods::drain_two(c)))),
+    blind(more("operator_absent_during_leader_loss", |c| Box::pin(pods::operator_absent(c)))),
+    blind(more("operator_killed_at_random", |c| Box::pin(pods::operator_killed(c)))),
+    blind(more("operator_upgrade_restarts_nothing", |c| Box::pin(pods::operator_restarted(c)))),
+    more("two_operators_race", |c| Box::pin(pods::two_operators(c))),
+    blind(on_nodes("node_frozen_and_back", |c| Box::pin(pods::node_frozen(c)))),
+    blind(on_nodes("kubelet_stopped_and_back", |c| Box::pin(pods::kubelet_stopped(c)))),
+    blind(on_nodes("api_server_away_for_a_minute", |c| Box::pin(pods::no_api_server(c)))),
+    on_nodes("data_dir_lost_member_is_replaced_not_bootstrapped", |c| Box::pin(pods::data_dir_lost(c))),
+];
