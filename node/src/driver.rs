@@ -48,6 +48,7 @@ pub enum DriverInput {
         number: u64,
     },
     Read {
+        mode: ReadMode,
         sender: oneshot::Sender<Result<Arc<View>, CallError>>,
     },
     Change {
@@ -315,7 +316,7 @@ impl Driver {
                 self.out.shared.waiters.fail(number, CallError::Stopped);
             }
             DriverInput::Propose { number } => self.proposals.push(Proposal::Own { number }),
-            DriverInput::Read { sender } => self.read(now, sender, effects),
+            DriverInput::Read { mode, sender } => self.read(now, mode, sender, effects),
             DriverInput::Change { expect, change, sender } => self.change(now, expect, change, sender, effects),
             DriverInput::Transfer { to, sender } => {
                 let token = self.token();
@@ -451,10 +452,16 @@ impl Driver {
         self.step(now, Input::Propose { batch }, effects);
     }
 
-    fn read(&mut self, now: Time, sender: oneshot::Sender<Result<Arc<View>, CallError>>, effects: &mut Vec<Effect>) {
+    fn read(
+        &mut self,
+        now: Time,
+        mode: ReadMode,
+        sender: oneshot::Sender<Result<Arc<View>, CallError>>,
+        effects: &mut Vec<Effect>,
+    ) {
         let token = self.token();
         self.waiting.insert(token, Waiting::Read(sender));
-        self.step(now, Input::Read { token, mode: ReadMode::Index }, effects);
+        self.step(now, Input::Read { token, mode }, effects);
     }
 
     fn read_at(&mut self, token: Token, index: Index) {
@@ -634,7 +641,7 @@ impl Driver {
         self.proposals.extend(held.proposals.into_iter().map(|number| Proposal::Own { number }));
         for sender in held.reads {
             if !sender.is_closed() {
-                self.read(now, sender, effects);
+                self.read(now, ReadMode::Index, sender, effects);
             }
         }
     }
@@ -682,6 +689,11 @@ impl Driver {
             }
             Event::TransferStarted { to } => tracing::info!(%to, "handing leadership over"),
             Event::SteppedDown { term, why } => tracing::warn!(term, ?why, "stepped down"),
+            Event::LogReverted { peer, held, last_index } => tracing::error!(
+                %peer, held, last_index,
+                "a member's log is shorter than what it said was durable: it lost its disk and counts for nothing; \
+                 replace it under another id"
+            ),
             Event::BecamePreCandidate { term } => tracing::info!(term, "asking for pre-votes"),
             Event::BecameCandidate { term } => tracing::info!(term, "asking for votes"),
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
-use quorate_raft::io::{Change, Refusal};
+use quorate_raft::io::{Change, ReadMode, Refusal};
 use quorate_raft::types::{ConfigAt, MemberId};
 use quorate_state::{Applied, Command, Event, StateError, View};
 use tokio::sync::{broadcast, oneshot};
@@ -257,9 +257,18 @@ impl Handle {
 
     /// A view that contains everything acknowledged before this call, anywhere in the cluster.
     pub async fn linearizable_view(&self) -> Result<Arc<View>, CallError> {
+        self.view_by(ReadMode::Index).await
+    }
+
+    /// The same under the leader's lease, if leases are on and it holds one.
+    pub async fn leased_view(&self) -> Result<Arc<View>, CallError> {
+        self.view_by(ReadMode::Lease).await
+    }
+
+    async fn view_by(&self, mode: ReadMode) -> Result<Arc<View>, CallError> {
         let _reading = self.shared.reading()?;
         let (sender, receiver) = oneshot::channel();
-        self.inbox.send(DriverInput::Read { sender })?;
+        self.inbox.send(DriverInput::Read { mode, sender })?;
         self.answer(receiver).await
     }
 

@@ -11,6 +11,7 @@ mod driver;
 mod files;
 pub mod handle;
 mod log_thread;
+mod promise;
 mod snapshot;
 mod transport;
 pub mod watch;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use quorate_raft::Cfg;
+use quorate_raft::cfg::LeaseCfg;
 use quorate_raft::io::Change;
 use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, SnapMeta};
 use quorate_state::Machine;
@@ -34,6 +36,7 @@ pub use bootstrap::hash;
 
 use crate::driver::{Activation, Driver, DriverInput, Inbox, Outlets};
 use crate::handle::{EVENT_BATCHES_BUFFERED, Flushes, Handle, Identity, NodeStatus, Shared, Waiters};
+use crate::promise::Promise;
 use crate::snapshot::Snapshots;
 use crate::transport::{Hello, Identities, Local, Peers, Purpose};
 
@@ -74,15 +77,21 @@ fn random() -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn cfg(args: &Args, id: MemberId) -> Cfg {
+/// A flush older than this is a hanging disk: slow is not dead.
+fn stall_us(args: &Args) -> u64 {
+    (args.election_timeout * 1_000).max(500_000)
+}
+
+fn cfg(args: &Args, id: MemberId, start_refusal_us: u64) -> Cfg {
     let et_us = args.election_timeout * 1_000;
     let mut cfg = Cfg {
         election_us: (et_us, 2 * et_us),
-        start_refusal_us: et_us,
+        start_refusal_us,
         heartbeat_us: args.heartbeat_interval * 1_000,
-        stall_us: et_us.max(500_000),
+        stall_us: stall_us(args),
         entry_bytes_max: args.max_request_bytes + (64 << 10),
         keep_entries: args.snapshot_catchup_entries,
+        leases: args.lease_reads.then_some(LeaseCfg::DEFAULT),
         ..Cfg::lan(id)
     };
     cfg.live_lag_max = cfg.live_lag_max.max(args.snapshot_catchup_entries);
@@ -127,7 +136,16 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         file: args.data_dir.join("activated"),
         is_activated: !args.await_activation || args.data_dir.join("activated").exists(),
     };
-    let node = quorate_raft::Node::restart(cfg(&args, id), opened.recovered.clone(), clock::now(), random()?);
+    let promise = Promise::begin(args.data_dir.join("promise"), args.election_timeout * 1_000)?;
+    let refusal_us = promise.refusal_us();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_micros(refusal_us)).await;
+        if let Err(error) = promise.lower() {
+            tracing::warn!(%error, "the next start refuses votes longer than it must");
+        }
+    });
+    let node =
+        quorate_raft::Node::restart(cfg(&args, id, refusal_us), opened.recovered.clone(), clock::now(), random()?);
     let ending = Arc::new(());
     let shared = Arc::new(Shared {
         identity: Identity {
@@ -241,7 +259,7 @@ impl Threads<'_> {
         let (apply_sender, apply_inputs) = mpsc::channel();
         let (checkpoint_sender, checkpoints) = mpsc::channel();
         let began = Arc::new(log_thread::FlushBegan::default());
-        let stall_us = cfg(self.args, self.shared.identity.member_id).stall_us;
+        let stall_us = stall_us(self.args);
         {
             let (inbox, began) = (self.inbox.clone(), began.clone());
             spawn("stall-watch", move || log_thread::watch(&began, stall_us, &inbox))?;

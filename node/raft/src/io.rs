@@ -298,6 +298,13 @@ pub enum Event {
         term: Term,
         why: StepDown,
     },
+    /// `peer` said that its log is durable up to `held` and now ends at `last_index`: its disk was lost or exchanged. It
+    /// counts for nothing and must be replaced under another id.
+    LogReverted {
+        peer: MemberId,
+        held: Index,
+        last_index: Index,
+    },
 }
 
 /// Why a leader stopped leading by itself.

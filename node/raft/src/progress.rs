@@ -105,10 +105,11 @@ impl Progress {
         }
     }
 
-    /// An answer to `round` came from a log that ends at `last_index`. Returns whether that log lost what it held durably
-    /// before the round was sent.
-    pub(crate) fn is_shorter(&mut self, round: u64, last_index: Index) -> bool {
-        self.held.take_if(|(sent, _)| round >= *sent).is_some_and(|(_, held)| last_index < held)
+    /// An answer to `round` came from a log that ends at `last_index`. Returns what it held durably before the round was
+    /// sent, if it lost some of that.
+    pub(crate) fn lost(&mut self, round: u64, last_index: Index) -> Option<Index> {
+        let (_, held) = self.held.take_if(|(sent, _)| round >= *sent)?;
+        (last_index < held).then_some(held)
     }
 
     pub(crate) fn revert(&mut self) {

@@ -29,7 +29,12 @@ impl Api {
             return Ok(self.handle().view());
         }
         self.admit(metadata, ForLearner::Refused)?;
-        self.handle().linearizable_view().await.map_err(status::of_call)
+        let handle = self.handle();
+        let view = match consistency(metadata)? {
+            Consistency::Linearizable => handle.linearizable_view().await,
+            Consistency::Lease => handle.leased_view().await,
+        };
+        view.map_err(status::of_call)
     }
 
     fn check_size(&self, request: &impl Message) -> Result<(), Status> {
@@ -51,6 +56,29 @@ impl Api {
         }
         let applied = self.handle().propose(command).await.map_err(status::of_call)?;
         applied.outcome.map_err(status::of_state)
+    }
+}
+
+/// How a client wants a read that is not serializable confirmed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Consistency {
+    /// By a round to a majority.
+    Linearizable,
+    /// By the leader's lease where leases are on; otherwise by a round all the same.
+    Lease,
+}
+
+/// The request header that asks for a kind of read, and its values.
+const CONSISTENCY: &str = "quorate-consistency";
+
+fn consistency(metadata: &MetadataMap) -> Result<Consistency, Status> {
+    match metadata.get(CONSISTENCY).map(|value| value.as_encoded_bytes()) {
+        None | Some(b"linearizable") => Ok(Consistency::Linearizable),
+        Some(b"lease") => Ok(Consistency::Lease),
+        Some(other) => Err(Status::invalid_argument(format!(
+            "{CONSISTENCY}: {:?} is not known: use linearizable or lease",
+            String::from_utf8_lossy(other)
+        ))),
     }
 }
 
@@ -259,5 +287,18 @@ mod tests {
     fn large_values_shrink_chunks_to_one_key() {
         let all = chunks(40, 1000, 900);
         assert_eq!(all.last().map(|c| c.kvs.len()), Some(1));
+    }
+
+    #[test]
+    fn a_header_asks_for_the_kind_of_read() {
+        let with = |value: &'static str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert(CONSISTENCY, value.parse().unwrap());
+            consistency(&metadata)
+        };
+        assert_eq!(consistency(&MetadataMap::new()).unwrap(), Consistency::Linearizable);
+        assert_eq!(with("linearizable").unwrap(), Consistency::Linearizable);
+        assert_eq!(with("lease").unwrap(), Consistency::Lease);
+        assert!(with("fast").unwrap_err().message().contains("fast"));
     }
 }

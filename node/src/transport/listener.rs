@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use quorate_raft::io::ReadMode;
 use quorate_raft::types::MemberId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
@@ -104,7 +105,7 @@ fn check(local: &Local, hello: &Hello) -> Result<(), String> {
 /// Answers only what a majority confirms: an old configuration could give a joiner an id that is gone.
 async fn members(stream: &mut TcpStream, local: &Local) -> Result<()> {
     let (sender, view) = oneshot::channel();
-    local.inbox.send(DriverInput::Read { sender })?;
+    local.inbox.send(DriverInput::Read { mode: ReadMode::Index, sender })?;
     tokio::time::timeout(MEMBERS_TIMEOUT, view).await.context("no leader confirms the configuration")???;
     let (at, config) = local.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (cluster_id, incarnation) = (local.hello.cluster_id, local.hello.incarnation);

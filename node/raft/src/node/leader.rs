@@ -523,12 +523,13 @@ impl Node {
         if round > leader.round || received.max(durable) > last || peer.is_reverted {
             return;
         }
-        if peer.is_shorter(round, last_index) {
+        if let Some(held) = peer.lost(round, last_index) {
             // It forgot what it promised: nothing it says counts any more.
             if is_trusting {
                 *peer = Progress::new(last_index + 1);
             } else {
                 peer.revert();
+                out.push(Effect::Event(Event::LogReverted { peer: from, held, last_index }));
             }
             return;
         }
