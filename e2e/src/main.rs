@@ -5,9 +5,11 @@
 
 mod acks;
 mod bench;
+mod chaos;
 mod kubernetes;
 mod local;
 mod poll;
+mod probe;
 mod scenario;
 mod writer;
 
@@ -34,6 +36,10 @@ enum Command {
     StopWriter { stop_file: std::path::PathBuf },
     /// Puts load on an etcd-compatible cluster and prints rate and latency as JSON (used by `cargo xtask bench`)
     Load(bench::LoadArgs),
+    /// Causes faults on real processes and judges what clients saw (used by `cargo xtask chaos`)
+    Chaos(chaos::ChaosArgs),
+    /// Measures how long nothing can be written when a leader goes away (used by `cargo xtask bench failover`)
+    Probe(probe::ProbeArgs),
 }
 
 #[tokio::main]
@@ -45,5 +51,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Check(args) => writer::check_now(args).await,
         Command::StopWriter { stop_file } => Ok(std::fs::write(stop_file, b"stop")?),
         Command::Load(args) => bench::run(args).await,
+        Command::Chaos(args) => chaos::run(args).await,
+        Command::Probe(args) => probe::run(args).await,
     }
 }

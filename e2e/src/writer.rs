@@ -4,7 +4,6 @@
 //! acknowledged put is fsynced into the worker's own record before the next begins; anything else is an unknown outcome
 //! and the key is never used again. At the end a linearizable range must show every acknowledged write unchanged.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use quorate_audit::Kv;
+use quorate_audit::acks::{Ack, check_written_once};
 use quorate_proto::etcdserverpb::kv_client::KvClient;
 use quorate_proto::etcdserverpb::{PutRequest, RangeRequest};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::acks::{self, Ack, AckFile};
+use crate::acks::{self, AckFile};
 
 /// How long one put may take before its outcome counts as unknown.
 const PUT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -138,7 +139,7 @@ impl Writer {
             .map(|worker| {
                 let (args, shared) = (args.clone(), shared.clone());
                 let prefix = format!("{}{run}/{worker}/", args.prefix);
-                let record = AckFile::append_to(&args.dir.join(format!("acks-{run}-{worker}")))?;
+                let record = AckFile::create(&args.dir.join(format!("acks-{run}-{worker}")))?;
                 Ok(tokio::spawn(work(args, shared, origin, worker, prefix, record)))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -273,50 +274,64 @@ pub async fn check(endpoints: &[String], dir: &Path, prefix: &str) -> Result<Vec
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("acks-")) {
-            acked.extend(acks::read(&path)?);
+            acked.push(acks::read(&path)?);
         }
     }
     let limit = Duration::from_secs(30);
     let found = crate::poll::until("everything to be read back", limit, Duration::from_millis(200), async || {
         let mut last = anyhow::anyhow!("no endpoint given");
         for endpoint in endpoints {
-            match read_all(endpoint, prefix).await {
-                Ok(found) => return Ok(found),
+            match read_all(endpoint, prefix, None).await {
+                Ok((_, found)) => return Ok(found),
                 Err(error) => last = error,
             }
         }
         Err(last)
     })
     .await?;
-    Ok(acks::lost(&acked, &found))
+    let problems = acked.iter().filter_map(|acks| check_written_once(acks, &found).err()).flatten();
+    Ok(problems.map(|problem| problem.to_string()).collect())
 }
 
-/// A linearizable listing in pages, all at the first page's revision.
-async fn read_all(endpoint: &str, prefix: &str) -> Result<BTreeMap<String, (String, i64)>> {
+/// A listing in pages, all at one revision, which comes with it. Linearizable; or with `own_word` what this one member
+/// holds at that revision (0: at its newest).
+pub async fn read_all(endpoint: &str, prefix: &str, own_word: Option<i64>) -> Result<(i64, Vec<Kv>)> {
     let mut kv = connect(endpoint).await?.max_decoding_message_size(64 << 20);
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().context("the prefix is empty")? += 1;
-    let (mut start, mut revision, mut found) = (prefix.as_bytes().to_vec(), 0, BTreeMap::new());
+    let (mut start, mut revision, mut found) = (prefix.as_bytes().to_vec(), own_word.unwrap_or(0), Vec::new());
     loop {
         let request = RangeRequest {
             key: start.clone().into(),
             range_end: end.clone().into(),
             limit: PAGE_KEYS,
             revision,
+            serializable: own_word.is_some(),
             ..RangeRequest::default()
         };
         let page = kv.range(request).await?.into_inner();
-        revision = page.header.context("a range was answered without a header")?.revision;
-        for pair in &page.kvs {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            found.insert(text(&pair.key), (text(&pair.value), pair.mod_revision));
+        if revision == 0 {
+            revision = page.header.context("a range was answered without a header")?.revision;
         }
+        found.extend(page.kvs.iter().map(plain));
         match page.kvs.last() {
             Some(last) if page.more => {
                 start = last.key.to_vec();
                 start.push(0);
             }
-            _ => return Ok(found),
+            _ => return Ok((revision, found)),
         }
+    }
+}
+
+/// A pair in the auditor's form.
+pub fn plain(pair: &quorate_proto::mvccpb::KeyValue) -> Kv {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Kv {
+        key: text(&pair.key),
+        value: text(&pair.value),
+        create_revision: pair.create_revision,
+        mod_revision: pair.mod_revision,
+        version: pair.version,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use quorate_log::{Disk, Log};
+use quorate_log::{Disk, Log, LogError};
 use quorate_raft::types::{Record, WriteSeq};
 
 use crate::clock;
@@ -33,11 +33,11 @@ pub(crate) fn run<D: Disk>(
             Ok(batch) => batch,
             Err(RecvTimeoutError::Timeout) => {
                 if !is_sealed && let Err(error) = log.seal_tail() {
-                    return inbox.tell(DriverInput::WriteFailed { error: error.to_string() });
+                    return inbox.tell(failed(error));
                 }
                 is_sealed = true;
                 if let Err(error) = log.tend() {
-                    return inbox.tell(DriverInput::WriteFailed { error: error.to_string() });
+                    return inbox.tell(failed(error));
                 }
                 continue;
             }
@@ -55,9 +55,14 @@ pub(crate) fn run<D: Disk>(
         is_sealed = false;
         match result {
             Ok(()) => inbox.tell(DriverInput::Written { upto }),
-            Err(error) => return inbox.tell(DriverInput::WriteFailed { error: error.to_string() }),
+            Err(error) => return inbox.tell(failed(error)),
         }
     }
+}
+
+/// With the operating system's own reason, which a person needs most.
+fn failed(error: LogError) -> DriverInput {
+    DriverInput::WriteFailed { error: format!("{:#}", anyhow::Error::from(error)) }
 }
 
 /// Tells the driver once for each flush that takes longer than `stall_us`.

@@ -9,12 +9,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 
-use crate::{cmd, tools};
+use crate::{chaos, cmd, tools};
 
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Paired rounds of each row
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -27,6 +30,12 @@ pub struct BenchArgs {
     /// Also append the table to this file
     #[arg(long)]
     out: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// How long nothing can be written when a leader is killed, moved or stopped, beside etcd; needs root
+    Failover(chaos::FailoverArgs),
 }
 
 /// Base of the ports of the two clusters on loopback.
@@ -106,6 +115,9 @@ struct Round {
 }
 
 pub fn bench(args: &BenchArgs) -> Result<()> {
+    if let Some(What::Failover(args)) = &args.what {
+        return chaos::failover(args);
+    }
     let programs = cmd::build_programs(&["quorate-node", "quorate-e2e"])?;
     let etcd = tools::etcd()?;
     let dir = std::env::temp_dir().join(format!("quorate-bench-{}", std::process::id()));

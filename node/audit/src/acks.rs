@@ -29,6 +29,8 @@ pub enum AckProblem {
     RolledBack { ack: Ack, mod_revision: i64 },
     #[error("{ack:?} was acknowledged, but the key holds {value:?} at that revision")]
     OtherValue { ack: Ack, value: String },
+    #[error("{ack:?} was acknowledged, but the key, written once, stands at revision {mod_revision}: written twice")]
+    WrittenAgain { ack: Ack, mod_revision: i64 },
     #[error("{ack:?} was acknowledged after revision {before}: revisions went back")]
     RevisionWentBack { ack: Ack, before: i64 },
 }
@@ -70,6 +72,23 @@ pub fn check(acks: &[Ack], stored: &[Kv]) -> Result<usize, Vec<AckProblem>> {
     let newest: BTreeMap<&str, &Ack> = acks.iter().map(|ack| (ack.key.as_str(), ack)).collect();
     problems.extend(newest.values().filter_map(|ack| judge(ack, stored.get(ack.key.as_str()).copied())));
     if problems.is_empty() { Ok(newest.len()) } else { Err(problems) }
+}
+
+/// As [`check`], for a writer that never uses a key twice: each must stand exactly as acknowledged. Sharper, because a
+/// write that was executed twice shows.
+///
+/// # Errors
+/// Every broken promise.
+pub fn check_written_once(acks: &[Ack], stored: &[Kv]) -> Result<usize, Vec<AckProblem>> {
+    let mut problems = check(acks, stored).err().unwrap_or_default();
+    let stored: BTreeMap<&str, &Kv> = stored.iter().map(|kv| (kv.key.as_str(), kv)).collect();
+    problems.extend(acks.iter().filter_map(|ack| match stored.get(ack.key.as_str()) {
+        Some(kv) if kv.mod_revision > ack.revision => {
+            Some(AckProblem::WrittenAgain { ack: ack.clone(), mod_revision: kv.mod_revision })
+        }
+        Some(_) | None => None,
+    }));
+    if problems.is_empty() { Ok(acks.len()) } else { Err(problems) }
 }
 
 fn judge(ack: &Ack, stored: Option<&Kv>) -> Option<AckProblem> {

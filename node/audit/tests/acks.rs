@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use quorate_audit::Kv;
-use quorate_audit::acks::{Ack, AckProblem, check, parse};
+use quorate_audit::acks::{Ack, AckProblem, check, check_written_once, parse};
 
 fn ack(key: &str, value: &str, revision: i64) -> Ack {
     Ack { key: key.into(), value: value.into(), revision }
@@ -56,4 +56,13 @@ fn revisions_that_go_back_are_named() {
     let acks = [ack("a", "1", 9), ack("b", "1", 3)];
     let problems = check(&acks, &[kv("a", "1", 9), kv("b", "1", 3)]).unwrap_err();
     assert_eq!(problems, [AckProblem::RevisionWentBack { ack: acks[1].clone(), before: 9 }]);
+}
+
+#[test]
+fn a_key_written_once_must_stand_at_the_very_revision() {
+    let acks = [ack("a", "1", 2), ack("b", "1", 3), ack("c", "1", 5)];
+    assert_eq!(check_written_once(&acks, &[kv("a", "1", 2), kv("b", "1", 3), kv("c", "1", 5)]), Ok(3));
+    let problems = check_written_once(&acks, &[kv("a", "1", 2), kv("b", "1", 4)]).unwrap_err();
+    let lost = AckProblem::Lost { ack: acks[2].clone() };
+    assert_eq!(problems, [lost, AckProblem::WrittenAgain { ack: acks[1].clone(), mod_revision: 4 }]);
 }

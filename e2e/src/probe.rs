@@ -1,0 +1,375 @@
+//! The availability prober: how long nothing can be written when a leader goes away.
+//!
+//! Open loop: one write is due every 10 ms whatever became of those before. The gap is the longest time between two
+//! answered writes around the event. Three members of ours and three of etcd's stand side by side on loopback; events
+//! alternate between them, so that both meet the same machine. A write that never left this process goes to the next
+//! member, as client libraries do; one whose outcome is open has failed.
+
+use std::error::Error as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use quorate_proto::etcdserverpb::PutRequest;
+use quorate_proto::etcdserverpb::kv_client::KvClient;
+use rustix::process::Signal;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::chaos::members::{Kind, Members, Program};
+use crate::chaos::rng::Rng;
+
+const TICK: Duration = Duration::from_millis(10);
+/// A write without an answer after this has failed.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_LIMIT: Duration = Duration::from_millis(300);
+/// A member that could not be reached is left out for this long.
+const LEFT_OUT: Duration = Duration::from_millis(200);
+/// Writes before the event; its moment is drawn, so that it meets every phase of heartbeats.
+const BEFORE_MS: u64 = 400;
+const PHASE_MS: u64 = 100;
+/// Writes go on for this long after the event: beyond two elections.
+const AFTER: Duration = Duration::from_millis(1_500);
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(15);
+/// Pause of a background client between two writes.
+const LOAD_PAUSE: Duration = Duration::from_millis(2);
+/// Ports of etcd's members, beside ours.
+const ETCD_PORTS: u16 = 1_000;
+
+#[derive(Args, Debug, Clone)]
+pub struct ProbeArgs {
+    /// The built quorate-node
+    #[arg(long)]
+    node: PathBuf,
+    /// A real etcd, to stand beside
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+    /// Events of each kind on each side
+    #[arg(long, default_value_t = 20)]
+    events: usize,
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Event::Kill, Event::Move, Event::Term])]
+    kinds: Vec<Event>,
+    /// Clients that write in the background
+    #[arg(long, default_value_t = 4)]
+    load: usize,
+    /// Also append the table to this file
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Event {
+    /// SIGKILL of the leader
+    Kill,
+    /// A planned move of leadership
+    Move,
+    /// SIGTERM of the leader
+    Term,
+}
+
+impl Event {
+    fn name(self) -> &'static str {
+        match self {
+            Event::Kill => "leader SIGKILL",
+            Event::Move => "leader moved",
+            Event::Term => "leader SIGTERM",
+        }
+    }
+
+    /// p50 and p99 of the gap in ms, and whether no request may fail.
+    fn goal(self) -> (u64, u64, bool) {
+        match self {
+            Event::Kill => (200, 400, false),
+            Event::Move | Event::Term => (10, 25, true),
+        }
+    }
+}
+
+/// One event's figures.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    gap: Duration,
+    probe_failed: u64,
+    load_failed: u64,
+    written: u64,
+}
+
+/// One side of the comparison.
+struct Side {
+    name: &'static str,
+    members: Members,
+    samples: Vec<Sample>,
+}
+
+pub async fn run(args: ProbeArgs) -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("quorate-probe-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let mut sides = vec![side("quorate", Kind::Quorate, &args.node, &dir, 0, &[])?];
+    if let Some(etcd) = &args.etcd {
+        let flags = ["--heartbeat-interval", "50", "--election-timeout", "250"];
+        sides.push(side("etcd", Kind::Etcd, etcd, &dir, ETCD_PORTS, &flags)?);
+    }
+    for side in &mut sides {
+        side.members.start_all()?;
+        side.members.ready().await.with_context(|| format!("{} does not come up", side.name))?;
+    }
+    let result = all(&args, &mut sides).await;
+    for side in &mut sides {
+        side.members.end().await;
+    }
+    match result {
+        Ok(table) => {
+            if let Some(out) = &args.out {
+                std::fs::write(out, table).with_context(|| format!("cannot write {}", out.display()))?;
+            }
+            Ok(std::fs::remove_dir_all(&dir)?)
+        }
+        Err(error) => Err(error.context(format!("logs are kept in {}", dir.display()))),
+    }
+}
+
+fn side(name: &'static str, kind: Kind, path: &Path, dir: &Path, ports: u16, flags: &[&str]) -> Result<Side> {
+    let flags = flags.iter().map(|f| (*f).to_owned()).collect();
+    let program = Program { kind, path: path.to_owned(), flags };
+    Ok(Side { name, members: Members::on_loopback(program, &dir.join(name), ports)?, samples: Vec::new() })
+}
+
+async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
+    let mut table = format!(
+        "{:<15} {:<8} {:>5}  {:>7} {:>7} {:>7}  {:>12} {:>11}  goal\n",
+        "event", "of", "n", "p50 ms", "p99 ms", "max ms", "probe failed", "load failed"
+    );
+    print!("{table}");
+    let mut rng = Rng::new(1);
+    for &kind in &args.kinds {
+        for n in 0..args.events {
+            for k in 0..sides.len() {
+                // Which goes first alternates, too.
+                let at = (n + k) % sides.len();
+                let phase = Duration::from_millis(BEFORE_MS + rng.below(PHASE_MS));
+                let side = &mut sides[at];
+                let sample = event(&mut side.members, kind, phase, args.load).await;
+                side.samples.push(sample.with_context(|| format!("{} of {}", kind.name(), side.name))?);
+            }
+        }
+        for side in sides.iter_mut() {
+            let row = row(kind, side.name, &std::mem::take(&mut side.samples));
+            print!("{row}");
+            table += &row;
+        }
+    }
+    Ok(table)
+}
+
+fn row(kind: Event, name: &str, samples: &[Sample]) -> String {
+    let mut gaps: Vec<f64> = samples.iter().map(|s| s.gap.as_secs_f64() * 1e3).collect();
+    gaps.sort_by(f64::total_cmp);
+    let at = |percent: usize| gaps[(gaps.len() - 1) * percent / 100];
+    let (probe_failed, load_failed) = samples.iter().fold((0, 0), |(p, l), s| (p + s.probe_failed, l + s.load_failed));
+    let written: u64 = samples.iter().map(|s| s.written).sum();
+    let (p50, p99, none_fails) = kind.goal();
+    let is_met = at(50) <= p50 as f64 && at(99) <= p99 as f64 && (!none_fails || probe_failed + load_failed == 0);
+    let failures = if none_fails { ", 0 failed" } else { "" };
+    format!(
+        "{:<15} {:<8} {:>5}  {:>7.1} {:>7.1} {:>7.1}  {:>12} {:>11}  {} (p50 <= {p50}, p99 <= {p99}{failures}; {written} written)\n",
+        kind.name(),
+        name,
+        gaps.len(),
+        at(50),
+        at(99),
+        at(100),
+        probe_failed,
+        load_failed,
+        if is_met { "met" } else { "missed" },
+    )
+}
+
+/// Runs the prober around one event and puts the cluster back in order.
+async fn event(members: &mut Members, kind: Event, before: Duration, load: usize) -> Result<Sample> {
+    let leader = members.settled(SETTLE_LIMIT).await?;
+    let target = (leader + 1) % members.list.len();
+    let prober = Prober::start(&members.endpoints(), load)?;
+    tokio::time::sleep(before).await;
+    let at = Instant::now();
+    match kind {
+        Event::Kill => drop(members.list[leader].kill().await?),
+        Event::Move => members.move_leader(target, WRITE_LIMIT).await?,
+        Event::Term => members.list[leader].signal(Signal::TERM)?,
+    }
+    tokio::time::sleep(AFTER).await;
+    let sample = prober.stop(at).await?;
+    if kind == Event::Term {
+        members.list[leader].ended(END_LIMIT).await?;
+    }
+    members.start_missing()?;
+    let now = members.settled(SETTLE_LIMIT).await?;
+    if kind == Event::Move {
+        ensure!(now == target, "leadership was moved to member {target}, but member {now} has it");
+    }
+    Ok(sample)
+}
+
+/// What all writes of a prober share.
+struct Shared {
+    channels: Vec<Channel>,
+    /// Milliseconds since `started` until which a member is left out.
+    left_out: Vec<AtomicU64>,
+    started: Instant,
+    answered: Mutex<Vec<Instant>>,
+    probe_failed: AtomicU64,
+    load_failed: AtomicU64,
+    stop: AtomicBool,
+    reasons: Mutex<Vec<String>>,
+}
+
+struct Prober {
+    shared: Arc<Shared>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Prober {
+    fn start(endpoints: &[String], load: usize) -> Result<Prober> {
+        let channels = endpoints.iter().map(|url| {
+            let endpoint = Endpoint::from_shared(url.clone())?;
+            Ok(endpoint.connect_timeout(CONNECT_LIMIT).tcp_nodelay(true).connect_lazy())
+        });
+        let shared = Arc::new(Shared {
+            channels: channels.collect::<Result<_>>()?,
+            left_out: endpoints.iter().map(|_| AtomicU64::new(0)).collect(),
+            started: Instant::now(),
+            answered: Mutex::default(),
+            probe_failed: AtomicU64::new(0),
+            load_failed: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            reasons: Mutex::default(),
+        });
+        let mut tasks = vec![tokio::spawn(tick(shared.clone()))];
+        tasks.extend((0..load).map(|n| tokio::spawn(background(shared.clone(), n))));
+        Ok(Prober { shared, tasks })
+    }
+
+    /// Waits for what is under way, then tells the longest gap that touches the time after `event`.
+    async fn stop(self, event: Instant) -> Result<Sample> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for task in self.tasks {
+            task.await.context("a client panicked")?;
+        }
+        let mut answered = self.shared.answered.lock().expect("no holder of this lock panics").clone();
+        answered.sort_unstable();
+        let after = answered.windows(2).filter(|two| two[1] >= event).map(|two| two[1] - two[0]);
+        let gap = after.max().context("no write was answered after the event")?;
+        for reason in self.shared.reasons.lock().expect("no holder of this lock panics").iter().take(3) {
+            eprintln!("    failed: {reason}");
+        }
+        Ok(Sample {
+            gap,
+            probe_failed: self.shared.probe_failed.load(Ordering::SeqCst),
+            load_failed: self.shared.load_failed.load(Ordering::SeqCst),
+            written: answered.len() as u64,
+        })
+    }
+}
+
+/// One write every tick, whatever became of the others.
+async fn tick(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let mut writes = tokio::task::JoinSet::new();
+    let mut count = 0usize;
+    while !shared.stop.load(Ordering::SeqCst) {
+        ticks.tick().await;
+        count += 1;
+        let shared = shared.clone();
+        writes.spawn(async move {
+            match write(&shared, count, format!("probe/{}", count % 100)).await {
+                Ok(()) => shared.answered.lock().expect("no holder of this lock panics").push(Instant::now()),
+                Err(status) => {
+                    shared.probe_failed.fetch_add(1, Ordering::SeqCst);
+                    shared.reasons.lock().expect("no holder of this lock panics").push(reason(&status));
+                }
+            }
+        });
+        while writes.try_join_next().is_some() {}
+    }
+    while writes.join_next().await.is_some() {}
+}
+
+async fn background(shared: Arc<Shared>, n: usize) {
+    let mut count = n;
+    while !shared.stop.load(Ordering::SeqCst) {
+        count += 1;
+        if write(&shared, count, format!("load/{n}/{}", count % 1000)).await.is_err() {
+            shared.load_failed.fetch_add(1, Ordering::SeqCst);
+        }
+        tokio::time::sleep(LOAD_PAUSE).await;
+    }
+}
+
+/// One write, tried on the next member as long as it did not leave this process.
+async fn write(shared: &Shared, first: usize, key: String) -> Result<(), Status> {
+    let deadline = Instant::now() + WRITE_LIMIT;
+    let mut at = first;
+    loop {
+        let member = next_member(shared, at);
+        let mut kv = KvClient::new(shared.channels[member].clone());
+        let put = PutRequest { key: key.clone().into(), value: vec![b'x'; 64].into(), ..PutRequest::default() };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let result = match tokio::time::timeout(left, kv.put(put)).await {
+            Ok(result) => result.map(drop),
+            Err(_) => return Err(Status::deadline_exceeded("no answer in time")),
+        };
+        match result {
+            Ok(()) => return Ok(()),
+            Err(status) if was_not_sent(&status) && Instant::now() < deadline => {
+                let until = shared.started.elapsed() + LEFT_OUT;
+                shared.left_out[member].store(u64::try_from(until.as_millis()).unwrap_or(0), Ordering::SeqCst);
+                at = member + 1;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Err(status) => return Err(status),
+        }
+    }
+}
+
+/// The first member from `at` on that is not left out; `at` itself if all are.
+fn next_member(shared: &Shared, at: usize) -> usize {
+    let now = u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(0);
+    let count = shared.channels.len();
+    let order = (0..count).map(|k| (at + k) % count);
+    order.clone().find(|m| shared.left_out[*m].load(Ordering::SeqCst) <= now).unwrap_or(at % count)
+}
+
+/// Whether the request certainly reached no server: no connection, or one that ended before the request was taken.
+fn was_not_sent(status: &Status) -> bool {
+    if status.code() != Code::Unavailable && status.code() != Code::Cancelled && status.code() != Code::Unknown {
+        return false;
+    }
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            return true;
+        }
+        // hyper's own words for a request that it gave back unsent; its type is not ours to name.
+        if error.to_string() == "operation was canceled" {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn reason(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        text += &format!(" <- {error}");
+        cause = error.source();
+    }
+    text
+}
