@@ -4,9 +4,9 @@
 //! Must stay quick to compile: no async runtime, no Kubernetes client.
 
 mod bench;
-mod chaos;
 mod cmd;
 mod kind;
+mod mutants;
 mod suite;
 mod tools;
 mod up;
@@ -37,10 +37,8 @@ enum Command {
     E2e(suite::E2eArgs),
     /// Runs seeds of the whole-cluster simulation; further flags go to quorate-sim (`cargo xtask sim -- --help`)
     Sim(PassArgs),
-    /// Plants each known bug and shows that something turns red
+    /// Plants each known bug and prints what kills it, how fast, and which rule it breaks
     Mutants,
-    /// Causes faults on real processes (killed, paused, cut off, powerless, full, flipped) and judges what clients saw; needs root
-    Chaos(chaos::ChaosArgs),
     /// Measures our three members beside etcd's on this machine and prints ratios
     Bench(bench::BenchArgs),
     /// Writes crds/ and the chart's copy from the API types
@@ -78,8 +76,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(args) => suite::test(args.fast),
         Command::E2e(args) => suite::e2e(&args),
         Command::Sim(pass) => suite::sim(&pass.args),
-        Command::Mutants => suite::mutants(),
-        Command::Chaos(args) => chaos::chaos(&args),
+        Command::Mutants => mutants::mutants(),
         Command::Bench(args) => bench::bench(&args),
         Command::Crds => suite::crds(),
         Command::Verify => suite::verify(),

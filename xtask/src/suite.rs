@@ -232,33 +232,6 @@ pub fn sim(args: &[String]) -> Result<()> {
     cmd::run(Command::new(programs.sim()).args(args))
 }
 
-pub fn mutants() -> Result<()> {
-    let mut parts = Parts::new();
-    parts.part("planted bugs in the core: scripts and random schedules", || {
-        cmd::run(cmd::cargo().args([
-            "test",
-            "--locked",
-            "-p",
-            "quorate-raft",
-            "--features",
-            "mutants",
-            "--",
-            "--nocapture",
-        ]))
-    });
-    parts.part("planted bugs in the planner: scenarios", || {
-        let mut command = cmd::cargo();
-        command.args(["test", "--locked", "-p", "quorate-plan", "--features", "mutants", "--test", "mutants"]);
-        cmd::run(command.args(["--", "--nocapture"]))
-    });
-    parts.part("planted bugs under the whole-cluster simulation", || {
-        let mut command = cmd::cargo();
-        command.args(["run", "--release", "--locked", "-p", "quorate-sim", "--features", "mutants", "--", "--mutants"]);
-        cmd::run(&mut command)
-    });
-    parts.finish()
-}
-
 pub fn crds() -> Result<()> {
     cmd::run(cmd::cargo().args(["test", "--locked", "-p", "quorate-api", "-p", "quorate-operator"]).env("UPDATE", "1"))
 }
