@@ -4,6 +4,7 @@
 //! Must stay quick to compile: no async runtime, no Kubernetes client.
 
 mod bench;
+mod chaos;
 mod cmd;
 mod kind;
 mod mutants;
@@ -39,6 +40,8 @@ enum Command {
     Sim(PassArgs),
     /// Plants each known bug and prints what kills it, how fast, and which rule it breaks
     Mutants,
+    /// Causes faults on real processes (killed, paused, cut off, powerless, full, flipped) and judges what clients saw; needs root
+    Chaos(chaos::ChaosArgs),
     /// Measures our three members beside etcd's on this machine and prints ratios
     Bench(bench::BenchArgs),
     /// Writes crds/ and the chart's copy from the API types
@@ -77,6 +80,7 @@ fn main() -> anyhow::Result<()> {
         Command::E2e(args) => suite::e2e(&args),
         Command::Sim(pass) => suite::sim(&pass.args),
         Command::Mutants => mutants::mutants(),
+        Command::Chaos(args) => chaos::chaos(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Crds => suite::crds(),
         Command::Verify => suite::verify(),
