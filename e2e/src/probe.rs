@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorate_proto::etcdserverpb::PutRequest;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
@@ -35,6 +35,8 @@ const PHASE_MS: u64 = 100;
 const AFTER: Duration = Duration::from_millis(1_500);
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(15);
+/// Tries to meet a leader that stays until its event.
+const DISTURBED_MAX: usize = 20;
 /// Pause of a background client between two writes.
 const LOAD_PAUSE: Duration = Duration::from_millis(2);
 /// Ports of etcd's members, beside ours.
@@ -103,6 +105,7 @@ struct Side {
     name: &'static str,
     members: Members,
     samples: Vec<Sample>,
+    disturbed: usize,
 }
 
 pub async fn run(args: ProbeArgs) -> Result<()> {
@@ -135,7 +138,12 @@ pub async fn run(args: ProbeArgs) -> Result<()> {
 fn side(name: &'static str, kind: Kind, path: &Path, dir: &Path, ports: u16, flags: &[&str]) -> Result<Side> {
     let flags = flags.iter().map(|f| (*f).to_owned()).collect();
     let program = Program { kind, path: path.to_owned(), flags };
-    Ok(Side { name, members: Members::on_loopback(program, &dir.join(name), ports)?, samples: Vec::new() })
+    Ok(Side {
+        name,
+        members: Members::on_loopback(program, &dir.join(name), ports)?,
+        samples: Vec::new(),
+        disturbed: 0,
+    })
 }
 
 async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
@@ -152,11 +160,18 @@ async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
                 let at = (n + k) % sides.len();
                 let phase = Duration::from_millis(BEFORE_MS + rng.below(PHASE_MS));
                 let side = &mut sides[at];
-                let sample = event(&mut side.members, kind, phase, args.load).await;
+                let sample = undisturbed(side, kind, phase, args.load).await;
                 side.samples.push(sample.with_context(|| format!("{} of {}", kind.name(), side.name))?);
             }
         }
         for side in sides.iter_mut() {
+            if side.disturbed > 0 {
+                let times = std::mem::take(&mut side.disturbed);
+                eprintln!(
+                    "    {}: {times} events left out, because the leader changed by itself before them",
+                    side.name
+                );
+            }
             let row = row(kind, side.name, &std::mem::take(&mut side.samples));
             print!("{row}");
             table += &row;
@@ -188,16 +203,31 @@ fn row(kind: Event, name: &str, samples: &[Sample]) -> String {
     )
 }
 
-/// Runs the prober around one event and puts the cluster back in order.
-async fn event(members: &mut Members, kind: Event, before: Duration, load: usize) -> Result<Sample> {
+/// Runs an event until its leader did not change by itself before it: a machine that is too busy is no event of ours.
+async fn undisturbed(side: &mut Side, kind: Event, before: Duration, load: usize) -> Result<Sample> {
+    for _ in 0..DISTURBED_MAX {
+        match event(&mut side.members, kind, before, load).await? {
+            Some(sample) => return Ok(sample),
+            None => side.disturbed += 1,
+        }
+    }
+    bail!("the leader changed by itself {DISTURBED_MAX} times: this machine is too busy to measure on")
+}
+
+/// Runs the prober around one event and puts the cluster back in order. None if the leader changed before it.
+async fn event(members: &mut Members, kind: Event, before: Duration, load: usize) -> Result<Option<Sample>> {
     let leader = members.settled(SETTLE_LIMIT).await?;
     let target = (leader + 1) % members.list.len();
     let prober = Prober::start(&members.endpoints(), load)?;
     tokio::time::sleep(before).await;
+    if members.leader().await.ok() != Some(leader) {
+        prober.stop(Instant::now() - before).await?;
+        return Ok(None);
+    }
     let at = Instant::now();
     match kind {
         Event::Kill => drop(members.list[leader].kill().await?),
-        Event::Move => members.move_leader(target, WRITE_LIMIT).await?,
+        Event::Move => members.move_leader(leader, target, WRITE_LIMIT).await?,
         Event::Term => members.list[leader].signal(Signal::TERM)?,
     }
     tokio::time::sleep(AFTER).await;
@@ -210,7 +240,7 @@ async fn event(members: &mut Members, kind: Event, before: Duration, load: usize
     if kind == Event::Move {
         ensure!(now == target, "leadership was moved to member {target}, but member {now} has it");
     }
-    Ok(sample)
+    Ok(Some(sample))
 }
 
 /// What all writes of a prober share.

@@ -37,7 +37,8 @@ const HELD_EVERY_US: u64 = 20_000;
 const HELD_MAX: usize = 50_000;
 /// Forwarded proposals that were answered meanwhile are forgotten this often.
 const SWEEP_EVERY_US: u64 = 1_000_000;
-/// A stopping member that leads no more gives requests under way this long to be answered.
+/// A stopping member that leads no more gives its clients this long to get their answers and go. Watches do not end by
+/// themselves, so this is how long it takes to stop under them.
 const DRAIN_US: u64 = 500_000;
 /// A transfer of leadership may take this long on top of an election timeout before a stopping member gives up on it.
 const HAND_OVER_US: u64 = 500_000;
@@ -101,8 +102,10 @@ pub enum DriverInput {
     Installed {
         index: Index,
     },
-    /// Hand leadership over if it is ours, then end.
+    /// Hand leadership over if it is ours, send clients away, then end.
     Shutdown,
+    /// The last client's connection is closed after clients were sent away.
+    ClientsGone,
 }
 
 impl std::fmt::Debug for DriverInput {
@@ -213,7 +216,7 @@ pub(crate) struct Driver {
     staged: Option<Box<Staged>>,
     config: Arc<Config>,
     stopping: Option<Time>,
-    /// Takes no new proposals and ends when those under way are answered.
+    /// No client is left: ends when what is under way is answered.
     is_draining: bool,
     incarnation: u64,
 }
@@ -375,6 +378,7 @@ impl Driver {
                 self.step(now, Input::Applied { index }, effects);
             }
             DriverInput::Shutdown => return Ok(self.shutdown(now, effects)),
+            DriverInput::ClientsGone => self.is_draining = true,
         }
         Ok(false)
     }
@@ -714,8 +718,10 @@ impl Driver {
         }));
     }
 
+    /// Clients are told to go elsewhere. What they send until they have heard it is served as ever: a client does not
+    /// repeat a write that was refused by a member that ends.
     fn drain(&mut self, now: Time) {
-        self.is_draining = true;
+        self.out.shared.leaving.send_replace(true);
         self.stopping = Some(now.after(DRAIN_US));
     }
 

@@ -168,6 +168,8 @@ pub(crate) struct Shared {
     pub flushes: Flushes,
     /// Held by the driver while it runs.
     pub ending: Arc<()>,
+    /// True once this member stops and leads no more: clients are sent to other members.
+    pub leaving: tokio::sync::watch::Sender<bool>,
     /// Reads that wait for a view.
     pub reads: AtomicUsize,
 }
@@ -182,6 +184,12 @@ impl Drop for Reading<'_> {
 }
 
 impl Shared {
+    /// Waits until clients are to be sent away.
+    pub(crate) async fn left(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
+    }
+
     fn reading(&self) -> Result<Reading<'_>, CallError> {
         let reading = Reading(&self.reads);
         if self.reads.fetch_add(1, Ordering::Relaxed) >= REQUESTS_WAITING_MAX {

@@ -172,6 +172,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         request_timeout: Duration::from_millis(5_000 + 2 * args.election_timeout),
         flushes: Flushes::default(),
         ending: ending.clone(),
+        leaving: tokio::sync::watch::Sender::new(false),
         reads: AtomicUsize::new(0),
     });
     let hello = Hello {
@@ -214,7 +215,11 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone()));
     tracing::info!(member = %id, cluster_id = format!("{:x}", opened.identity.cluster_id), generation = opened.generation, "started");
     let options = api::Options::from_args(&args);
-    let served = api::serve(handle, options, listeners.api);
+    let served = async {
+        api::serve(handle, options, listeners.api).await.context("serving ended")?;
+        inbox.tell(DriverInput::ClientsGone);
+        std::future::pending::<Result<()>>().await
+    };
     let driver = tokio::task::spawn_blocking(move || driver.join());
     tokio::select! {
         ended = driver => {
@@ -223,7 +228,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
             tokio::time::sleep(LAST_ANSWERS).await;
             return result;
         }
-        served = served => served.context("serving ended")?,
+        served = served => served?,
         () = async {
             interrupts.next().await;
             inbox.tell(DriverInput::Shutdown);

@@ -264,9 +264,8 @@ impl Members {
         self.settled(READY_LIMIT).await
     }
 
-    /// A planned move of leadership; returns the place of the new leader.
-    pub async fn move_leader(&self, to: usize, limit: Duration) -> Result<()> {
-        let leader = self.leader().await?;
+    /// A planned move of leadership.
+    pub async fn move_leader(&self, leader: usize, to: usize, limit: Duration) -> Result<()> {
         let target = self.list[to].status().await?.header.context("a status has a header")?.member_id;
         let mut client = MaintenanceClient::new(channel(&self.list[leader].client_url(), limit).await?);
         client.move_leader(MoveLeaderRequest { target_id: target }).await?;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use futures::future::select_all;
+use futures::future::{select_all, try_join_all};
 use quorate_proto::admin::v1::admin_server::AdminServer;
 use quorate_proto::etcdserverpb::ResponseHeader;
 use quorate_proto::etcdserverpb::auth_server::AuthServer;
@@ -180,14 +180,15 @@ fn is_learner(status: &NodeStatus) -> bool {
     status.raft.committed_config.config.learners.contains(&status.raft.id)
 }
 
-/// Serves until one listener fails.
+/// Serves until one listener fails, or until clients were sent away and the last has gone.
 pub async fn serve(handle: Handle, options: Options, listeners: Listeners) -> Result<()> {
+    let shared = handle.shared.clone();
     let api = Api::new(handle, options);
     let probing = tokio::spawn(health::probe(api.clone()));
     let client = client_routes(&api);
     let admin = with_http(Routes::new(AdminServer::new(api.clone())), &api);
     let metrics = with_http(Routes::default(), &api);
-    let mut serving = Vec::new();
+    let (mut clients, mut others) = (Vec::new(), Vec::new());
     for (what, routes, sockets) in [
         ("clients", client, listeners.client),
         ("admin", admin, listeners.admin),
@@ -195,12 +196,19 @@ pub async fn serve(handle: Handle, options: Options, listeners: Listeners) -> Re
     ] {
         for socket in sockets {
             tracing::info!(address = %socket.local_addr()?, "serving {what}; {VERSION}, as etcd {ETCD_VERSION}");
-            serving.push(tokio::spawn(serve_on(socket, routes.clone())));
+            let (routes, shared) = (routes.clone(), shared.clone());
+            if what == "clients" {
+                clients.push(tokio::spawn(serve_on(socket, routes, async move { shared.left().await })));
+            } else {
+                others.push(tokio::spawn(serve_on(socket, routes, std::future::pending())));
+            }
         }
     }
-    serving.push(tokio::spawn(async move { Ok(probing.await?) }));
-    let (ended, _, _) = select_all(serving).await;
-    ended?
+    others.push(tokio::spawn(async move { Ok(probing.await?) }));
+    tokio::select! {
+        gone = try_join_all(clients.into_iter().map(|client| async { client.await? })) => gone.map(drop),
+        (ended, _, _) = select_all(others) => ended?,
+    }
 }
 
 fn client_routes(api: &Api) -> Routes {
@@ -226,7 +234,8 @@ fn with_http(routes: Routes, api: &Api) -> Routes {
     Routes::from(routes.into_axum_router().merge(http::router(api.clone()))).prepare()
 }
 
-async fn serve_on(socket: TcpListener, routes: Routes) -> Result<()> {
+/// Serves until told to leave and the last connection is closed.
+async fn serve_on(socket: TcpListener, routes: Routes, leave: impl Future<Output = ()>) -> Result<()> {
     let incoming = TcpIncoming::from(socket).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_EVERY));
     Server::builder()
         .accept_http1(true)
@@ -237,7 +246,7 @@ async fn serve_on(socket: TcpListener, routes: Routes) -> Result<()> {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .trace_fn(|request| tracing::debug_span!("request", path = request.uri().path()))
         .add_routes(routes)
-        .serve_with_incoming(incoming)
+        .serve_with_incoming_shutdown(incoming, leave)
         .await?;
     Ok(())
 }
