@@ -9,6 +9,7 @@ use crate::world::{Event, World};
 const LOOK_US: u64 = 250_000;
 /// Without any fault a write is acknowledged at least this often: ten election timeouts, and a client that waits in vain.
 const OUTAGE_US: u64 = 10 * 300_000 + 1_500_000;
+const OUTAGE_MIXED_US: u64 = 10 * 600_000 + 1_500_000;
 /// Terms are compared over this time. With pre-vote a term begins only when a majority would vote for somebody.
 const TERM_WINDOW_US: u64 = 10_000_000;
 /// One per election timeout of the fastest clock is what a majority that cannot write makes of it.
@@ -116,9 +117,10 @@ impl World {
         }
         let since = *self.calm_since.get_or_insert(self.now);
         let quiet = self.now - since.max(self.last_ack);
+        let limit = if self.shape.mixed_timeouts { OUTAGE_MIXED_US } else { OUTAGE_US };
         self.count("calm looks");
         hold!(
-            quiet <= OUTAGE_US,
+            quiet <= limit,
             "I18 nothing is wrong for {} µs, and no write was acknowledged for {quiet} µs; {}",
             self.now - since,
             self.describe()

@@ -122,8 +122,9 @@ impl World {
         self.calls.invoke(ticket, client, call);
         match payload {
             None => {
-                self.ask(target, token, Asked::Read(ticket));
-                self.input(target, Input::Read { token, mode: ReadMode::Index })
+                let mode = if self.rng.chance(500) { ReadMode::Lease } else { ReadMode::Index };
+                self.ask(target, token, Asked::Read(ticket, self.oracle.committed.len() as u64));
+                self.input(target, Input::Read { token, mode })
             }
             Some(payload) => {
                 self.ask(target, token, Asked::Write(ticket));
@@ -193,7 +194,7 @@ impl World {
         if !is_open || self.calls.call(ticket).is_none() {
             return Ok(());
         }
-        match applied.answer {
+        match applied.into_answer() {
             Ok(answer) => {
                 self.count("writes acknowledged");
                 self.last_ack = self.now;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use quorate_raft::cfg::LeaseCfg;
 use quorate_raft::io::Change;
 use quorate_raft::types::{ConfigAt, MemberId};
 
@@ -140,7 +141,7 @@ enum Fault {
 }
 
 /// The classes a run over many seeds must have triggered.
-pub const CLASSES: [&str; 63] = [
+pub const CLASSES: [&str; 65] = [
     "lost messages",
     "duplicated messages",
     "reordered messages",
@@ -178,6 +179,7 @@ pub const CLASSES: [&str; 63] = [
     "misdirected write",
     "stale read",
     "rot refused",
+    "rot repaired",
     "old copy",
     "old copy refused",
     "lost volume",
@@ -185,6 +187,7 @@ pub const CLASSES: [&str; 63] = [
     "swapped volume refused",
     "foreign volume refused",
     "clock rate",
+    "clock rate under leases",
     "clock jump",
     "pause",
     "guest paused with its clock",
@@ -293,6 +296,8 @@ pub fn shape(rng: &mut Rng, profile: Profile) -> Shape {
         max_append_bytes: if tiny { 400 } else { 1 << 20 },
         inflight_bytes_max: if tiny { 2_000 } else { 1 << 20 },
         eager_changes: matches!(profile, Profile::Churn | Profile::All),
+        leases: rng.chance(400).then_some(LeaseCfg::DEFAULT),
+        mixed_timeouts: rng.chance(300),
         watchers: usize::try_from(rng.below(4)).expect("a small number fits"),
     }
 }
@@ -572,9 +577,20 @@ impl Faults {
             }
             Fault::ClockRate => {
                 world.count("clock rate");
-                let rate = rng.between(800, 1200);
+                // Leases allow two clocks to drift apart by 5 %.
+                let is_bound = world.shape.leases.is_some();
+                let rate = match (is_bound, rng.chance(500)) {
+                    (true, true) => *rng.pick(&[976, 1024]).expect("not empty"),
+                    (true, false) => rng.between(976, 1024),
+                    (false, _) => rng.between(800, 1200),
+                };
+                if is_bound {
+                    world.count("clock rate under leases");
+                }
                 world.set_clock_rate(target, rate);
             }
+            // Leases are for clocks that do neither.
+            Fault::ClockJump if world.shape.leases.is_some() => {}
             Fault::ClockJump => {
                 world.count("clock jump");
                 let by = i64::try_from(rng.between(1_000, 30_000_000)).expect("a small number fits");
@@ -582,7 +598,7 @@ impl Faults {
             }
             Fault::Pause => {
                 let length = rng.between(20_000, 2_500_000);
-                if rng.chance(300) {
+                if rng.chance(300) && world.shape.leases.is_none() {
                     world.count("guest paused with its clock");
                     world.freeze(target, length);
                 } else {

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use quorate_log::{Boot, LogError, Verdict};
+use bytes::Bytes;
+use quorate_log::{Boot, LogError, Progress, Verdict};
 use quorate_raft::Node;
 use quorate_raft::io::Input;
-use quorate_raft::types::{MemberId, WriteSeq};
+use quorate_raft::types::{Entry, Index, MemberId, Payload, WriteSeq};
 
 use crate::clients::Ticket;
 use crate::oracle::Violation;
@@ -15,8 +16,15 @@ use crate::world::{Event, Member, World};
 
 /// Operations of a running log within which it dies.
 const WRITES_AHEAD: u64 = 24;
+/// Times a repair may ask others.
+const REPAIR_ROUNDS_MAX: u32 = 3;
 
 impl Member {
+    /// A copy that is started again and again would pass for the original one day; by then it has been replaced.
+    fn give_up_copy(&mut self) {
+        self.is_dead |= self.lost.is_some();
+    }
+
     /// The process runs on, and its clock with it.
     fn wake_up(&mut self, now: u64) {
         self.paused = false;
@@ -27,6 +35,57 @@ impl Member {
 }
 
 impl World {
+    /// A damaged log is rebuilt from what is left and from others' entries; what comes of it is judged at the start
+    /// that follows.
+    fn repair(&mut self, id: MemberId) -> Result<(), Violation> {
+        let Some(member) = self.members.get(&id) else { return Ok(()) };
+        let mut repair = member.storage.repair();
+        for _ in 0..REPAIR_ROUNDS_MAX {
+            let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+            match member.storage.look(&mut repair) {
+                Ok(Progress::Wants(wanted)) => {
+                    for (first, last) in wanted.iter().map(|wanted| (wanted.first, wanted.last)) {
+                        let entries = self.others_entries(id, first, last);
+                        repair.offer(entries);
+                    }
+                }
+                Ok(Progress::Ready(_)) => {
+                    match member.storage.write_repaired(&mut repair) {
+                        Ok(()) => self.count("rot repaired"),
+                        Err(error) if error.verdict() == Verdict::Retry => {
+                            // The volume is full: the damage stays, and so does the wish to mend it.
+                            member.was_repaired = false;
+                            self.schedule_restart(id, 200_000);
+                            return Ok(());
+                        }
+                        Err(error) => return Err(Violation(format!("I13 {id} cannot write what it rebuilt: {error}"))),
+                    }
+                    break;
+                }
+                Ok(Progress::Whole) | Err(_) => break,
+            }
+        }
+        self.restart(id)
+    }
+
+    /// What reachable members hold of a range, and now and then a wrong entry among it.
+    fn others_entries(&mut self, id: MemberId, first: Index, last: Index) -> Vec<Entry> {
+        let mut found = Vec::new();
+        for peer in self.up() {
+            if self.net.is_cut(id, peer, self.now) || self.net.is_cut(peer, id, self.now) {
+                continue;
+            }
+            let Some(process) = self.process(peer) else { continue };
+            found.extend(process.node.entries().filter(|entry| (first..=last).contains(&entry.index)).cloned());
+        }
+        if self.rng.chance(300)
+            && let Some(entry) = self.rng.pick(&found).cloned()
+        {
+            found.insert(0, Entry { payload: Payload::Data(Bytes::from_static(b"never proposed")), ..entry });
+        }
+        found
+    }
+
     /// Ends a process. With `power`, what was not flushed is gone as the disk decides; else the page cache lives on.
     pub fn crash(&mut self, id: MemberId, power: bool) -> Result<(), Violation> {
         let now = self.now;
@@ -34,6 +93,7 @@ impl World {
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         let Some(process) = member.process.take() else { return Ok(()) };
         member.life += 1;
+        member.give_up_copy();
         member.wake_up(now);
         member.backlog.clear();
         let was_lying = std::mem::take(&mut member.is_lying);
@@ -51,7 +111,7 @@ impl World {
         self.say(|| format!("{id} {}", if power { "loses power" } else { "crashes" }));
         // Clients see their connections break and do not know.
         for asked in asked {
-            if let Asked::Write(ticket) | Asked::Read(ticket) = asked {
+            if let Asked::Write(ticket) | Asked::Read(ticket, _) = asked {
                 self.client_unknown(ticket);
             }
         }
@@ -71,6 +131,7 @@ impl World {
     pub fn restart(&mut self, id: MemberId) -> Result<(), Violation> {
         let now = self.now;
         let (seed, nonce) = (self.rng.next_u64(), self.rng.next_u64());
+        self.draw_timeout(id);
         let cfg = self.cfg(id);
         #[cfg(feature = "mutants")]
         let ignores_engine = planted!(self, EngineAheadNotMarked);
@@ -92,6 +153,7 @@ impl World {
             Err(_) if member.storage.disk.is_crashed() => {
                 let power = self.rng.chance(500);
                 member.storage.go_down(power, &mut self.rng);
+                member.give_up_copy();
                 self.count("crash inside recovery");
                 let back = self.rng.between(1_000, 300_000);
                 self.schedule_restart(id, back);
@@ -102,6 +164,11 @@ impl World {
                 self.count("read error");
                 self.schedule_restart(id, 100_000);
                 return Ok(());
+            }
+            Err(LogError::Corrupt { .. }) if member.is_rotten && !member.was_repaired => {
+                member.storage.disk.process_crash();
+                member.was_repaired = true;
+                return self.repair(id);
             }
             Err(LogError::Corrupt { .. } | LogError::LostVote { .. }) if member.is_rotten => {
                 member.is_dead = true;
@@ -163,6 +230,7 @@ impl World {
             writes: BTreeSet::new(),
             reads_ready: Vec::new(),
         });
+        member.was_repaired = false;
         self.say(|| format!("{id} starts"));
         if meta.index > committed {
             self.input(id, Input::Persisted { meta })?;

@@ -15,12 +15,24 @@ pub struct RequestId {
     pub number: u64,
 }
 
-/// An applied command.
+/// An applied command. What it did is told in the words of a history only where somebody asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Applied {
     pub request: RequestId,
-    pub answer: Result<Answer, StateError>,
-    pub changes: Vec<Change>,
+    outcome: Result<Response, StateError>,
+    events: Vec<Event>,
+}
+
+impl Applied {
+    pub fn changes(&self) -> Vec<Change> {
+        self.events.iter().map(change).collect()
+    }
+
+    /// # Errors
+    /// The store refused the command.
+    pub fn into_answer(self) -> Result<Answer, StateError> {
+        self.outcome.map(answer)
+    }
 }
 
 /// A whole state. Cloning takes constant time.
@@ -49,7 +61,7 @@ impl Machine {
         };
         let (request, command) = decode(data.clone());
         let StateApplied { outcome, events, .. } = self.0.apply(entry.index, entry.term, Some(&command));
-        Some(Applied { request, changes: events.iter().map(change).collect(), answer: outcome.map(answer) })
+        Some(Applied { request, outcome, events })
     }
 
     /// History of a range from a revision on, and where to go on.

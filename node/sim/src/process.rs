@@ -9,7 +9,9 @@ use bytes::Bytes;
 use quorate_log::{Boot, LogError, Verdict};
 use quorate_raft::Node;
 use quorate_raft::io::{Effect, Event as CoreEvent, Input, Outcome};
-use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, Record, SnapMeta, Term, Time, Token, WriteSeq};
+use quorate_raft::types::{
+    Config, ConfigAt, Entry, Index, MemberId, Payload, Record, SnapMeta, Term, Time, Token, WriteSeq,
+};
 use quorate_raft::wire::Msg;
 
 use crate::clients::Ticket;
@@ -35,7 +37,8 @@ const CODEC_EVERY: u64 = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asked {
     Write(Ticket),
-    Read(Ticket),
+    /// With how much was committed, anywhere, when it was asked.
+    Read(Ticket, Index),
     Compaction,
     Change,
     Transfer,
@@ -337,7 +340,7 @@ impl World {
             self.oracle.applied(id, entry.index, hash)?;
             self.mix(hash);
             if let Some(done) = done {
-                self.watch_events(id, life, &done.changes);
+                self.watch_events(id, life, &done);
                 if done.request.origin == id {
                     self.answer_write(id, done)?;
                 }
@@ -675,8 +678,12 @@ impl World {
         let Some(process) = self.process(id) else { return Ok(()) };
         let term = process.node.term();
         let is_leader = process.node.is_leader();
-        if let Some((_, Asked::Read(ticket))) = process.asked.remove(&token) {
+        if let Some((_, Asked::Read(ticket, committed))) = process.asked.remove(&token) {
             process.reads_ready.push((index, ticket));
+            hold!(
+                index >= committed,
+                "I2 {id} reads at {index} in term {term}, when it was asked {committed} was committed"
+            );
         }
         hold!(
             !is_leader || self.oracle.has_committed_in(term),
@@ -696,11 +703,11 @@ impl World {
             (None, _) => return Err(Violation(format!("I2 {id} answers {token:?} twice: {outcome:?}"))),
             // The machine's answer follows when it is applied.
             (Some(Asked::Write(_)), Outcome::Committed { .. }) | (Some(Asked::Compaction), _) => {}
-            (Some(Asked::Write(ticket) | Asked::Read(ticket)), Outcome::Refused(refusal)) => {
+            (Some(Asked::Write(ticket) | Asked::Read(ticket, _)), Outcome::Refused(refusal)) => {
                 process.writes.remove(&ticket);
                 self.client_refused(ticket, refusal);
             }
-            (Some(Asked::Write(ticket) | Asked::Read(ticket)), _) => {
+            (Some(Asked::Write(ticket) | Asked::Read(ticket, _)), _) => {
                 process.writes.remove(&ticket);
                 self.client_unknown(ticket);
             }

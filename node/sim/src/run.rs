@@ -9,8 +9,9 @@ use crate::world::World;
 
 /// Simulated length of the part with faults.
 const FAULTY_US: (u64, u64) = (15_000_000, 45_000_000);
-/// After healing, fresh writes must be acknowledged within ten election timeouts (300 ms at most each).
+/// After healing, fresh writes must be acknowledged within ten election timeouts, drawn up to twice the lower bound.
 const SERVE_US: u64 = 10 * 300_000;
+const SERVE_MIXED_US: u64 = 10 * 600_000;
 /// And all members that run must hold equal states this much later.
 const CONVERGE_US: u64 = 20_000_000;
 
@@ -183,7 +184,8 @@ fn heal(world: &mut World, rng: &mut Rng) -> Result<(), Violation> {
 
 fn serve(world: &mut World) -> Result<(), Violation> {
     let before = world.acknowledged();
-    let limit = world.now + SERVE_US;
+    let serve_us = if world.shape.mixed_timeouts { SERVE_MIXED_US } else { SERVE_US };
+    let limit = world.now + serve_us;
     while world.now < limit {
         let next = world.now + 100_000;
         world.run(next, &mut |_| Ok(()))?;
@@ -192,7 +194,7 @@ fn serve(world: &mut World) -> Result<(), Violation> {
         }
     }
     Err(Violation(format!(
-        "I18 healed, but only {} writes acknowledged within {SERVE_US} µs; {}",
+        "I18 healed, but only {} writes acknowledged within {serve_us} µs; {}",
         world.acknowledged() - before,
         world.describe()
     )))

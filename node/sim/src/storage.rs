@@ -1,7 +1,7 @@
 //! What survives a crash of one member: a simulated disk with the shipped log on it, and its engine's last durable image.
 
 use quorate_log::faulty::Survival;
-use quorate_log::{FaultyDisk, Identity, Log, LogError, Options};
+use quorate_log::{FaultyDisk, Identity, Log, LogError, Options, Progress, Repair};
 use quorate_raft::types::{MemberId, Record, Recovered, SnapMeta, WriteSeq};
 
 use crate::machine::Machine;
@@ -92,6 +92,36 @@ impl Storage {
         matches!(opened, Err(LogError::ForeignIdentity { .. }))
     }
 
+    /// Looks at damage; `Wants` is answered through [`Repair::offer`].
+    ///
+    /// # Errors
+    /// What cannot be rebuilt whatever others give.
+    pub fn look(&mut self, repair: &mut Repair) -> Result<Progress, LogError> {
+        repair.look(&mut self.disk, Some(&self.identity))
+    }
+
+    /// Writes what was rebuilt.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn write_repaired(&mut self, repair: &mut Repair) -> Result<(), LogError> {
+        repair.write(&mut self.disk)
+    }
+
+    /// A repair of this log, which knows the marks the engine and the bootstrap name.
+    pub fn repair(&self) -> Repair {
+        Repair::new(self.options(1), vec![self.bootstrap.clone(), self.engine.0.clone()])
+    }
+
+    fn options(&self, nonce: u64) -> Options {
+        Options {
+            segment_bytes: self.segment_bytes,
+            #[cfg(feature = "mutants")]
+            mutant: self.mutant,
+            ..Options::new(nonce)
+        }
+    }
+
     /// The next start dies in the middle of some operation of the disk.
     pub fn die_at_start(&mut self, rng: &mut Rng) {
         self.dies_at = Some(1 + rng.below(OPS_PER_START));
@@ -102,12 +132,7 @@ impl Storage {
         if let Some(op) = self.dies_at.take() {
             self.disk.crash_at(self.disk.op_count() + op);
         }
-        let options = Options {
-            segment_bytes: self.segment_bytes,
-            #[cfg(feature = "mutants")]
-            mutant: self.mutant,
-            ..Options::new(nonce)
-        };
+        let options = self.options(nonce);
         if !self.exists {
             let disk = self.disk.clone();
             match Log::create(disk, options, self.identity, self.bootstrap.clone()) {

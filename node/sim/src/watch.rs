@@ -19,6 +19,8 @@ pub struct Watch {
     started: Time,
     election_us: u64,
     start_refusal_us: u64,
+    /// A broken connection lifts the refusal to vote.
+    honours_hints: bool,
     /// Last word of a leader whose term was not over.
     contact: Option<Time>,
     /// Highest index an append or snapshot matched, and in which term.
@@ -46,6 +48,7 @@ impl Watch {
             started: now,
             election_us: cfg.election_us.0,
             start_refusal_us: cfg.start_refusal_us,
+            honours_hints: cfg.hint_on_disconnect && cfg.leases.is_none(),
             contact: None,
             matched: (0, 0),
             heard: (0, BTreeMap::new()),
@@ -78,7 +81,7 @@ impl Watch {
         self.has_led = node.is_leader();
         match input {
             Input::Msg { from, msg } => self.heard_message(now, *from, msg, node),
-            Input::PeerGone { peer } if node.leader() == Some(*peer) => self.contact = None,
+            Input::PeerGone { peer } if self.honours_hints && node.leader() == Some(*peer) => self.contact = None,
             Input::DiskStalled => self.stalled_since = self.stalled_since.or(Some(now)),
             Input::Written { .. } => self.stalled_since = None,
             _ => {}

@@ -7,6 +7,7 @@ use quorate_audit::history::{Batch, in_range};
 use quorate_audit::{Change, history::WatchLog};
 use quorate_raft::types::MemberId;
 
+use crate::machine::Applied;
 use crate::oracle::Violation;
 use crate::rng::Rng;
 use crate::world::{Event, World};
@@ -138,7 +139,11 @@ impl World {
     }
 
     /// A member has applied one revision.
-    pub(crate) fn watch_events(&mut self, id: MemberId, life: u64, changes: &[Change]) {
+    pub(crate) fn watch_events(&mut self, id: MemberId, life: u64, applied: &Applied) {
+        if !self.watchers.iter().any(|watcher| watcher.is_live && watcher.at == Some((id, life))) {
+            return;
+        }
+        let changes = applied.changes();
         let Some(revision) = changes.first().map(|change| change.revision) else { return };
         for watcher in &mut self.watchers {
             if watcher.at != Some((id, life)) || !watcher.is_live || watcher.next > revision {

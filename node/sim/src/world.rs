@@ -10,6 +10,7 @@ use quorate_audit::History;
 use quorate_audit::history::Start;
 use quorate_log::Boot;
 use quorate_raft::Cfg;
+use quorate_raft::cfg::LeaseCfg;
 use quorate_raft::io::{Change, Input};
 use quorate_raft::types::{
     Config, ConfigAt, Index, MemberId, MemberInfo, Record, SnapMeta, Term, Time, Token, WriteSeq,
@@ -27,6 +28,9 @@ use crate::watchers::Watcher;
 
 /// A cluster that needs more events than this per run is in a loop.
 const EVENTS_MAX: u64 = 3_000_000;
+
+/// Lower bounds of election timeouts; the upper ones are twice that.
+const ELECTION_US: [u64; 2] = [150_000, 300_000];
 
 /// What a queue without reserved places would hold: only a planted bug asks.
 const QUEUE_LENGTH: usize = 16;
@@ -49,6 +53,10 @@ pub struct Shape {
     pub inflight_bytes_max: usize,
     /// Somebody asks each new leader for a change at once.
     pub eager_changes: bool,
+    /// Lease reads are on: clocks keep to the drift that is allowed, and run on while a guest is paused.
+    pub leases: Option<LeaseCfg>,
+    /// Election timeouts are changed with restarts, one member after the other.
+    pub mixed_timeouts: bool,
     pub watchers: usize,
 }
 
@@ -201,6 +209,8 @@ pub struct Member {
     /// The clock's rate before it was stopped with its guest.
     pub(crate) rate_before: Option<u64>,
     pub(crate) life: u64,
+    /// Its election timeout, and that of its last run.
+    pub(crate) election_us: (u64, u64),
     pub(crate) process: Option<Process>,
     pub(crate) paused: bool,
     /// The newest start of each other member it has seen, kept durably.
@@ -213,6 +223,8 @@ pub struct Member {
     pub(crate) is_lying: bool,
     /// Its next start meets a read that fails.
     pub(crate) read_fails: bool,
+    /// A repair was tried since it last ran.
+    pub(crate) was_repaired: bool,
     /// Factor on flush times.
     pub disk_slowness: u64,
     pub(crate) backlog: Vec<Event>,
@@ -342,6 +354,7 @@ impl World {
             clock,
             rate_before: None,
             life: 0,
+            election_us: (ELECTION_US[0], ELECTION_US[0]),
             process: None,
             paused: false,
             seen: BTreeMap::new(),
@@ -349,6 +362,7 @@ impl World {
             lost: None,
             is_lying: false,
             read_fails: false,
+            was_repaired: false,
             disk_slowness: 1,
             backlog: Vec::new(),
             is_dead: false,
@@ -520,8 +534,21 @@ impl World {
         self.members.get_mut(&id)?.process.as_mut()
     }
 
+    /// A member starts, perhaps with another election timeout than before.
+    pub(crate) fn draw_timeout(&mut self, id: MemberId) {
+        let draw = self.shape.mixed_timeouts.then(|| self.rng.chance(500));
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.process.is_none()) else { return };
+        if let Some(is_long) = draw {
+            member.election_us = (ELECTION_US[usize::from(is_long)], member.election_us.0);
+        }
+    }
+
     pub(crate) fn cfg(&self, id: MemberId) -> Cfg {
+        let (now_us, before_us) = self.members.get(&id).map_or((ELECTION_US[0], ELECTION_US[0]), |m| m.election_us);
         Cfg {
+            election_us: (now_us, 2 * now_us),
+            start_refusal_us: now_us.max(before_us),
+            leases: self.shape.leases,
             keep_entries: self.shape.keep_entries,
             max_append_bytes: self.shape.max_append_bytes,
             inflight_bytes_max: self.shape.inflight_bytes_max,
@@ -692,7 +719,7 @@ impl World {
         let history = History {
             start: Start { revision: 1, kvs: Vec::new() },
             operations: self.calls.operations().to_vec(),
-            changes: changes.flat_map(|applied| applied.changes).collect(),
+            changes: changes.flat_map(|applied| applied.changes()).collect(),
             final_revision: None,
             watches: self.watchers.iter().flat_map(Watcher::logs).cloned().collect(),
         };
