@@ -16,7 +16,7 @@ use crate::handle::{CallError, EventBatch, Shared};
 use crate::snapshot::{Checkpoint, Staged};
 
 /// Bytes in front of each command: who asked, and that member's number for it.
-const REQUEST_HEADER_BYTES: usize = 16;
+pub(crate) const REQUEST_HEADER_BYTES: usize = 16;
 /// Bytes applied after which a checkpoint is due whatever the count says: the log to replay at a start, and the log kept
 /// in memory, stay within about twice this. A checkpoint writes what changed, so many small ones cost no more.
 const CHECKPOINT_BYTES: u64 = 64 << 20;

@@ -93,6 +93,9 @@ pub struct Args {
     /// Most operations of one transaction
     #[arg(long, env = "QUORATE_MAX_TXN_OPS", default_value_t = 128)]
     pub max_txn_ops: usize,
+    /// Seconds between two passes over the finished parts of the log that look for rot; 0 is never
+    #[arg(long, env = "QUORATE_SCRUB_INTERVAL", default_value_t = 3600)]
+    pub scrub_interval: u64,
     /// Refuse clients until the operator has recorded the bootstrap and says so
     #[arg(long, env = "QUORATE_AWAIT_ACTIVATION")]
     pub await_activation: bool,

@@ -9,6 +9,7 @@ use quorate_log::{Identity, Log, LogError, Options, RealDisk};
 use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, Recovered, SnapMeta};
 
 use crate::args::{Args, ClusterState};
+use crate::repair;
 use crate::transport::{self, Frame, Hello, Purpose};
 
 /// The incarnation a cluster is founded with.
@@ -93,14 +94,39 @@ pub(crate) fn token_hash(args: &Args) -> u64 {
     hash(&[&args.initial_cluster_token])
 }
 
+/// Opens a damaged log once it was repaired; otherwise nothing was changed, and the error says what is lost.
+async fn mend(args: &Args, dir: &Path, options: Options, engine: Option<&SnapMeta>, found: LogError) -> Result<Opened> {
+    // What the log may begin with: the first configuration, or where the engine stands.
+    let mut hints: Vec<SnapMeta> = engine.into_iter().cloned().collect();
+    if let Ok((_, _, config)) = founded(args) {
+        let config_at = ConfigAt { incarnation: FIRST_INCARNATION, term: 0, index: 0 };
+        hints.push(SnapMeta { index: 0, term: 0, config, config_at });
+    }
+    hints.push(SnapMeta {
+        config_at: ConfigAt { incarnation: FIRST_INCARNATION, term: 0, index: 0 },
+        ..SnapMeta::default()
+    });
+    let own = &args.initial_advertise_peer_urls;
+    let named = parse_cluster(&args.initial_cluster)?.into_values();
+    let held = hints.iter().flat_map(|meta| meta.config.members.values().map(|info| info.peer_urls.clone()));
+    let urls: BTreeSet<String> = named.chain(held).flatten().filter(|url| !own.contains(url)).collect();
+    let urls: Vec<String> = urls.into_iter().collect();
+    let disk = repair::at_start(lock(dir)?, &options, hints, &urls, token_hash(args), found).await?;
+    let (log, recovered) = Log::open(disk, options, None)?;
+    Ok(opened(log, recovered, Config::default()))
+}
+
 /// Opens the directory's log, or founds or joins first when it holds none.
-pub(crate) async fn open(args: &Args, boot_nonce: u64) -> Result<Opened> {
-    let dir = args.data_dir.join("log");
+pub(crate) async fn open(args: &Args, boot_nonce: u64, engine: Option<&SnapMeta>) -> Result<Opened> {
+    let dir = repair::log_dir(&args.data_dir);
     let options = Options::new(boot_nonce);
     let disk = lock(&dir)?;
     match Log::open(disk, options, None) {
         Ok((log, recovered)) => Ok(opened(log, recovered, Config::default())),
         Err(LogError::Missing) => create(args, &dir, options).await,
+        Err(error) if repair::is_damage(&error) => mend(args, &dir, options, engine, error)
+            .await
+            .with_context(|| format!("cannot open the log in {}: replace this member under a new id", dir.display())),
         Err(error) => Err(error).with_context(|| format!("cannot open the log in {}", dir.display())),
     }
 }

@@ -14,18 +14,20 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_log::Wanted;
 use quorate_raft::Node;
 use quorate_raft::io::{Change, Effect, Event, Input, Outcome, ReadMode, Refusal};
-use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
+use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
 use quorate_raft::wire::Msg;
-use quorate_state::View;
+use quorate_state::{Command, View};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::apply::ApplyInput;
+use crate::apply::{ApplyInput, REQUEST_HEADER_BYTES};
 use crate::clock;
+use crate::disk;
 use crate::handle::{CallError, NodeStatus, Shared};
 use crate::snapshot::Staged;
-use crate::transport::{ChangeAnswer, PeerInput, Peers};
+use crate::transport::{ANSWER_BYTES_MAX, ChangeAnswer, PeerInput, Peers};
 
 /// Inputs handled before effects are submitted together: bounds latency under load.
 const BATCH_INPUTS_MAX: usize = 4096;
@@ -101,6 +103,15 @@ pub enum DriverInput {
     },
     Installed {
         index: Index,
+    },
+    /// The entries of a range that are in memory here, for a member whose disk has lost them.
+    Entries {
+        range: Wanted,
+        sender: oneshot::Sender<Vec<Entry>>,
+    },
+    /// A peer knows of a second data directory of this member: neither may speak any more.
+    Halt {
+        why: String,
     },
     /// Hand leadership over if it is ours, send clients away, then end.
     Shutdown,
@@ -377,6 +388,14 @@ impl Driver {
                 self.step(now, Input::Installed { index }, effects);
                 self.step(now, Input::Applied { index }, effects);
             }
+            DriverInput::Entries { range, sender } => {
+                // Who asked may have given up.
+                let _ = sender.send(self.entries(range));
+            }
+            DriverInput::Halt { why } => {
+                self.step(now, Input::WriteFailed, effects);
+                anyhow::bail!("this member must not speak any more: {why}");
+            }
             DriverInput::Shutdown => return Ok(self.shutdown(now, effects)),
             DriverInput::ClientsGone => self.is_draining = true,
         }
@@ -409,6 +428,18 @@ impl Driver {
             }
             Effect::Event(event) => self.event(now, event),
         }
+    }
+
+    /// From the first one asked for, without gaps, as many as fit an answer.
+    fn entries(&self, range: Wanted) -> Vec<Entry> {
+        let mut bytes = 0;
+        let held = (range.first..=range.last).map_while(|index| self.node.entry_at(index));
+        let fitting = held.take_while(|entry| {
+            let is_first = bytes == 0;
+            bytes += entry.size_bytes();
+            is_first || bytes <= ANSWER_BYTES_MAX
+        });
+        fitting.cloned().collect()
     }
 
     fn apply(&self, input: ApplyInput) {
@@ -444,7 +475,10 @@ impl Driver {
                 }
                 // Only in the very term the origin meant: it counts on that to know when the outcome is settled.
                 Proposal::Forwarded { origin, number, term, .. } if !is_leader || term != now_term => {
-                    self.out.peers.forward_refused(origin, number, term);
+                    self.out.peers.forward_refused(origin, number, term, false);
+                }
+                Proposal::Forwarded { origin, number, term, payload } if self.has_no_room_for(&payload) => {
+                    self.out.peers.forward_refused(origin, number, term, true);
                 }
                 Proposal::Forwarded { origin, number, term, payload } => {
                     let token = self.token();
@@ -454,6 +488,13 @@ impl Driver {
             }
         }
         self.step(now, Input::Propose { batch }, effects);
+    }
+
+    /// Decided before an index is assigned: such a command has certainly not been executed.
+    fn has_no_room_for(&self, payload: &Bytes) -> bool {
+        self.out.shared.disk.is_low()
+            && payload.len() > REQUEST_HEADER_BYTES
+            && Command::decode(payload.slice(REQUEST_HEADER_BYTES..)).is_ok_and(|command| disk::grows(&command))
     }
 
     fn read(
@@ -512,12 +553,16 @@ impl Driver {
             PeerInput::Forward { number, term, payload } => {
                 self.proposals.push(Proposal::Forwarded { origin: from, number, term, payload });
             }
-            PeerInput::ForwardRefused { number, term } => {
+            PeerInput::ForwardRefused { number, term, is_full } => {
                 // Certainly not executed there: find another leader. A refusal of an earlier attempt says nothing
                 // about the present one.
                 if self.limbo.get(&number) == Some(&term) {
                     self.limbo.remove(&number);
-                    self.hold_proposal(now, number);
+                    if is_full {
+                        self.out.shared.waiters.fail(number, CallError::NoSpace);
+                    } else {
+                        self.hold_proposal(now, number);
+                    }
                 }
             }
             PeerInput::Change { number, expect, change } => {
@@ -542,7 +587,7 @@ impl Driver {
         match waiting {
             Waiting::Proposal { term } => self.resolve_proposal(now, token.0, term, outcome),
             Waiting::Forwarded { origin, number, term } => match outcome {
-                Outcome::Refused(_) => self.out.peers.forward_refused(origin, number, term),
+                Outcome::Refused(_) => self.out.peers.forward_refused(origin, number, term, false),
                 // The origin sees it applied, or settles it when a later term begins.
                 Outcome::Committed { .. } | Outcome::Unknown | Outcome::Transferred | Outcome::TransferAborted => {}
             },

@@ -16,6 +16,7 @@ use quorate_raft::types::{ConfigAt, MemberId};
 use quorate_state::{Applied, Command, Event, StateError, View};
 use tokio::sync::{broadcast, oneshot};
 
+use crate::disk::{DiskHealth, grows};
 use crate::driver::{DriverInput, Inbox};
 
 /// Batches of watch events that a slow subscriber may lag behind before it must read history from a view.
@@ -38,6 +39,8 @@ pub enum CallError {
     Stopped,
     #[error("the request of {bytes} bytes is larger than the limit of {limit_bytes}")]
     TooLarge { bytes: usize, limit_bytes: usize },
+    #[error("the volume is nearly full: delete keys and compact, or grow the volume")]
+    NoSpace,
     #[error("too many requests are waiting")]
     TooManyRequests,
     #[error("this seed waits for the operator to activate it")]
@@ -166,6 +169,7 @@ pub(crate) struct Shared {
     pub request_timeout: Duration,
     /// Durations of flushes since the start: count and sum in microseconds, and per bucket of [`FLUSH_BUCKETS_US`].
     pub flushes: Flushes,
+    pub disk: DiskHealth,
     /// Held by the driver while it runs.
     pub ending: Arc<()>,
     /// True once this member stops and leads no more: clients are sent to other members.
@@ -241,8 +245,16 @@ impl Handle {
         &self.shared.flushes
     }
 
+    /// What the disk under the log says of itself.
+    pub fn disk(&self) -> &DiskHealth {
+        &self.shared.disk
+    }
+
     /// The machine's answer to `command`, once it is committed and applied on this member. Any member takes it.
     pub async fn propose(&self, command: &Command) -> Result<Applied, CallError> {
+        if self.shared.disk.is_low() && grows(command) {
+            return Err(CallError::NoSpace);
+        }
         let number = self.shared.numbers.fetch_add(1, Ordering::Relaxed);
         let mut payload = BytesMut::with_capacity(64);
         payload.put_u64_le(self.shared.identity.member_id.0);

@@ -7,11 +7,15 @@ mod apply;
 pub mod args;
 mod bootstrap;
 mod clock;
+mod disk;
 mod driver;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handle;
 mod log_thread;
 mod promise;
+mod repair;
 mod snapshot;
 mod transport;
 pub mod watch;
@@ -106,11 +110,12 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     let listeners = Listeners::bind(&args).await?;
     let mut interrupts = Interrupts::new()?;
     let boot_nonce = random()?;
+    let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
+    let engine_meta = loaded.as_ref().map(|(meta, _)| meta);
     let mut opened = tokio::select! {
-        opened = bootstrap::open(&args, boot_nonce) => opened?,
+        opened = bootstrap::open(&args, boot_nonce, engine_meta) => opened?,
         () = interrupts.next() => return Ok(()),
     };
-    let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
     let (engine, machine) = match loaded {
         Some((meta, machine)) => (Some(meta), machine),
         None => (None, Machine::new()),
@@ -171,6 +176,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         numbers: AtomicU64::new(boot_nonce >> 2),
         request_timeout: Duration::from_millis(5_000 + 2 * args.election_timeout),
         flushes: Flushes::default(),
+        disk: disk::DiskHealth::default(),
         ending: ending.clone(),
         leaving: tokio::sync::watch::Sender::new(false),
         reads: AtomicUsize::new(0),
@@ -195,6 +201,16 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         members: Mutex::new((newest.at, newest.config.clone())),
         identities: Identities::open(args.data_dir.join("peers"))?,
     });
+    let scrubber = repair::Scrubber {
+        dir: repair::log_dir(&args.data_dir),
+        interval: Duration::from_secs(args.scrub_interval),
+        identity: opened.identity,
+        options: quorate_log::Options::new(boot_nonce),
+        inbox: inbox.clone(),
+        shared: shared.clone(),
+        local: local.clone(),
+        runtime: peers_runtime.clone(),
+    };
     let mut peers = Peers::new(local.clone(), peers_runtime.clone());
     peers.set_members(&opened.known);
     let handle = Handle { shared: shared.clone(), inbox: inbox.clone() };
@@ -211,6 +227,9 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         }
     });
     let threads = Threads { args: &args, inbox: inbox.clone(), shared, snapshots, ending };
+    if args.scrub_interval > 0 {
+        spawn("scrub", move || scrubber.run())?;
+    }
     let driver = threads.start(node, inputs, peers, activation, opened.log, machine, &at_start)?;
     tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone()));
     tracing::info!(member = %id, cluster_id = format!("{:x}", opened.identity.cluster_id), generation = opened.generation, "started");

@@ -6,6 +6,7 @@
 mod bench;
 mod chaos;
 mod cmd;
+mod fuzz;
 mod kind;
 mod mutants;
 mod suite;
@@ -40,6 +41,8 @@ enum Command {
     Sim(PassArgs),
     /// Plants each known bug and prints what kills it, how fast, and which rule it breaks
     Mutants,
+    /// Feeds every decoder of bytes from peers and disks with inputs that coverage leads to
+    Fuzz(fuzz::FuzzArgs),
     /// Causes faults on real processes (killed, paused, cut off, powerless, full, flipped) and judges what clients saw; needs root
     Chaos(chaos::ChaosArgs),
     /// Measures our three members beside etcd's on this machine and prints ratios
@@ -80,6 +83,7 @@ fn main() -> anyhow::Result<()> {
         Command::E2e(args) => suite::e2e(&args),
         Command::Sim(pass) => suite::sim(&pass.args),
         Command::Mutants => mutants::mutants(),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Chaos(args) => chaos::chaos(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Crds => suite::crds(),

@@ -10,11 +10,12 @@ use quorate_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
-use quorate_state::{Command, KeyValue, RangeResult, SortOrder, SortTarget, Txn, TxnOp, View};
+use quorate_state::{Command, KeyValue, RangeResult, SortOrder, SortTarget, View};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::{Api, ForLearner, convert, status};
+use crate::disk::grows;
 
 /// Keys in the first chunk of a streamed range.
 const FIRST_CHUNK_KEYS: usize = 10;
@@ -51,7 +52,7 @@ impl Api {
 
     async fn propose(&self, command: &Command) -> Result<quorate_state::Response, Status> {
         command.validate(self.options().limits).map_err(status::of_state)?;
-        if may_grow(command) && self.is_full() {
+        if grows(command) && self.is_full() {
             return Err(status::no_space());
         }
         let applied = self.handle().propose(command).await.map_err(status::of_call)?;
@@ -80,22 +81,6 @@ fn consistency(metadata: &MetadataMap) -> Result<Consistency, Status> {
             String::from_utf8_lossy(other)
         ))),
     }
-}
-
-fn may_grow(command: &Command) -> bool {
-    match command {
-        Command::Put(_) => true,
-        Command::Txn(txn) => has_put(txn),
-        Command::DeleteRange(_) | Command::Compact { .. } => false,
-    }
-}
-
-fn has_put(txn: &Txn) -> bool {
-    txn.success.iter().chain(&txn.failure).any(|op| match op {
-        TxnOp::Put(_) => true,
-        TxnOp::Txn(nested) => has_put(nested),
-        TxnOp::Range(_) | TxnOp::DeleteRange(_) => false,
-    })
 }
 
 /// The machine answers each command with its own kind of response.

@@ -1,12 +1,13 @@
 //! Everything worth measuring, in Prometheus' text format. Read from what is published anyway; counts nothing itself.
 
 use std::fmt::{Display, Write as _};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate_raft::RoleName;
 
 use super::{Api, ETCD_VERSION, VERSION, health, is_learner};
 use crate::clock;
+use crate::disk::DiskHealth;
 use crate::handle::{FLUSH_BUCKETS_US, Flushes};
 
 /// Builds the text. Names that etcd has too follow under etcd's name, so that its dashboards and tools work.
@@ -146,8 +147,20 @@ pub(crate) fn text(api: &Api) -> String {
         behind,
     );
     page.flushes(&["quorate_log_flush_seconds", "etcd_disk_wal_fsync_duration_seconds"], api.handle().flushes());
+    disk(&mut page, api.handle().disk());
     process(&mut page);
     page.0
+}
+
+fn disk(page: &mut Page, disk: &DiskHealth) {
+    page.gauge(&["quorate_disk_free_bytes"], "Free on the volume of the log.", disk.free_bytes());
+    page.gauge(&["quorate_disk_reserved_bytes"], "Set aside for votes and for what makes room.", disk.reserved_bytes());
+    page.gauge(&["quorate_disk_low"], "Whether puts are refused for want of room.", u8::from(disk.is_low()));
+    let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    page.counter(&["quorate_scrub_passes_total"], "Passes over all finished segments.", of(&disk.scrub_passes));
+    page.counter(&["quorate_scrub_bytes_total"], "Bytes the scrub has read.", of(&disk.scrub_bytes));
+    page.counter(&["quorate_rot_found_total"], "Damaged segments found by the scrub.", of(&disk.rot_found));
+    page.gauge(&["quorate_rot_open"], "Damaged segments that are not repaired.", disk.rot_open());
 }
 
 /// Of the process, where the kernel tells.

@@ -100,6 +100,7 @@ pub(crate) fn of_call(error: CallError) -> Status {
         CallError::Timeout => Status::unavailable(TIMEOUT),
         CallError::Stopped => Status::unavailable(STOPPED),
         CallError::TooLarge { .. } => too_large(),
+        CallError::NoSpace => no_space(),
         CallError::TooManyRequests => Status::resource_exhausted(TOO_MANY_REQUESTS),
         CallError::NotActivated => not_activated(),
         CallError::TransferAborted => {

@@ -3,11 +3,11 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_raft::codec;
 use quorate_raft::io::{Change, Refusal};
-use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, SnapMeta, Term};
+use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, MemberInfo, Payload, SnapMeta, Term};
 use quorate_raft::wire::Msg;
 use quorate_state::RunEnd;
 
-use super::ChangeAnswer;
+use super::{ChangeAnswer, Refused};
 use crate::snapshot::{RUNS_MAX, RunFile, RunKind};
 
 /// Largest frame. Above the largest append, which one entry of the largest size may exceed its byte budget by.
@@ -29,6 +29,8 @@ pub enum Purpose {
     Snapshot,
     /// Asks who the members are; identities are not checked, because the one who asks has none yet.
     Members,
+    /// Asks for entries that the asking member's disk has lost.
+    Repair,
 }
 
 /// The first frame of each connection, by the one who dials.
@@ -52,7 +54,7 @@ pub enum Frame {
     Hello(Hello),
     /// `None`: welcome. Otherwise why not.
     Welcome {
-        refusal: Option<String>,
+        refusal: Option<Refused>,
     },
     Msgs(Vec<Msg>),
     Forward {
@@ -60,10 +62,18 @@ pub enum Frame {
         term: Term,
         payload: Bytes,
     },
+    /// `is_full`: not for want of leadership but of room.
     ForwardRefused {
         number: u64,
         term: Term,
+        is_full: bool,
     },
+    EntriesAsked {
+        first: Index,
+        last: Index,
+    },
+    /// What the member holds from the first one asked for, without gaps; none when it does not hold that one.
+    Entries(Vec<Entry>),
     Change {
         number: u64,
         expect: Option<ConfigAt>,
@@ -126,6 +136,7 @@ impl Frame {
         const SMALL: usize = 64;
         match self {
             Frame::Msgs(msgs) => msgs.iter().map(msg_bytes).sum(),
+            Frame::Entries(entries) => SMALL + entries.iter().map(Entry::size_bytes).sum::<usize>(),
             Frame::Forward { payload, .. } => SMALL + payload.len(),
             Frame::SnapshotChunk { chunk, .. } => SMALL + chunk.len(),
             _ => SMALL,
@@ -155,6 +166,7 @@ impl Frame {
                     Purpose::Bulk => 1,
                     Purpose::Snapshot => 2,
                     Purpose::Members => 3,
+                    Purpose::Repair => 4,
                 });
                 let words = [
                     hello.cluster_id,
@@ -170,7 +182,11 @@ impl Frame {
             }
             Frame::Welcome { refusal } => {
                 out.put_u8(2);
-                put_text(refusal.as_deref().unwrap_or_default(), out);
+                out.put_u8(match refusal {
+                    None => 0,
+                    Some(refused) => 1 + u8::from(refused.halts),
+                });
+                put_text(refusal.as_ref().map_or("", |refused| refused.why.as_str()), out);
             }
             Frame::Msgs(msgs) => {
                 out.put_u8(3);
@@ -182,10 +198,11 @@ impl Frame {
                 out.put_u64_le(*term);
                 out.put_slice(payload);
             }
-            Frame::ForwardRefused { number, term } => {
+            Frame::ForwardRefused { number, term, is_full } => {
                 out.put_u8(5);
                 out.put_u64_le(*number);
                 out.put_u64_le(*term);
+                out.put_u8(u8::from(*is_full));
             }
             Frame::Change { number, expect, change } => {
                 out.put_u8(6);
@@ -223,6 +240,15 @@ impl Frame {
                 codec::encode_config(config, out);
                 put_ids(started, out);
             }
+            Frame::EntriesAsked { first, last } => {
+                out.put_u8(14);
+                out.put_u64_le(*first);
+                out.put_u64_le(*last);
+            }
+            Frame::Entries(entries) => {
+                out.put_u8(15);
+                entries.iter().for_each(|entry| codec::encode_entry(entry, out));
+            }
         }
     }
 
@@ -231,8 +257,13 @@ impl Frame {
         let frame = match u8_of(&mut body)? {
             1 => Frame::Hello(hello(&mut body)?),
             2 => {
-                let text = text(&mut body)?;
-                Frame::Welcome { refusal: (!text.is_empty()).then_some(text) }
+                let kind = u8_of(&mut body)?;
+                let why = text(&mut body)?;
+                match kind {
+                    0 => Frame::Welcome { refusal: None },
+                    1 | 2 => Frame::Welcome { refusal: Some(Refused { why, halts: kind == 2 }) },
+                    other => return Err(FrameError::Kind(other)),
+                }
             }
             3 => {
                 let mut msgs = Vec::new();
@@ -245,7 +276,11 @@ impl Frame {
                 let (number, term) = (u64_of(&mut body)?, u64_of(&mut body)?);
                 Frame::Forward { number, term, payload: std::mem::take(&mut body) }
             }
-            5 => Frame::ForwardRefused { number: u64_of(&mut body)?, term: u64_of(&mut body)? },
+            5 => Frame::ForwardRefused {
+                number: u64_of(&mut body)?,
+                term: u64_of(&mut body)?,
+                is_full: u8_of(&mut body)? != 0,
+            },
             6 => Frame::Change { number: u64_of(&mut body)?, expect: at(&mut body)?, change: change(&mut body)? },
             7 => Frame::ChangeAnswer { number: u64_of(&mut body)?, answer: answer(&mut body)? },
             8 => Frame::SnapshotBegin {
@@ -263,6 +298,14 @@ impl Frame {
                 config: codec::decode_config(&mut body)?,
                 started: ids(&mut body)?,
             },
+            14 => Frame::EntriesAsked { first: u64_of(&mut body)?, last: u64_of(&mut body)? },
+            15 => {
+                let mut entries = Vec::new();
+                while body.has_remaining() {
+                    entries.push(codec::decode_entry(&mut body)?);
+                }
+                Frame::Entries(entries)
+            }
             13 => Frame::SnapshotFrom { chunk: u64_of(&mut body)? },
             kind => return Err(FrameError::Kind(kind)),
         };
@@ -331,6 +374,7 @@ fn hello(body: &mut Bytes) -> Result<Hello, FrameError> {
         1 => Purpose::Bulk,
         2 => Purpose::Snapshot,
         3 => Purpose::Members,
+        4 => Purpose::Repair,
         other => return Err(FrameError::Kind(other)),
     };
     Ok(Hello {
@@ -524,53 +568,57 @@ fn answer(body: &mut Bytes) -> Result<ChangeAnswer, FrameError> {
     Ok(ChangeAnswer::Refused(refusal))
 }
 
+/// A frame of every kind, for tests and as what a fuzzer begins with.
+pub(crate) fn samples() -> Vec<Frame> {
+    let info = MemberInfo { name: "a".into(), peer_urls: vec!["http://a:1".into()], client_urls: vec![] };
+    let at = ConfigAt { incarnation: 1, term: 2, index: 3 };
+    vec![
+        Frame::Hello(Hello {
+            purpose: Purpose::Bulk,
+            cluster_id: 1,
+            incarnation: 2,
+            member: MemberId(3),
+            generation: 4,
+            boot_nonce: 5,
+            to: MemberId(7),
+            token_hash: 6,
+            peer_urls: vec!["http://x:1".into()],
+        }),
+        Frame::Welcome { refusal: None },
+        Frame::Welcome { refusal: Some("another cluster".to_owned().into()) },
+        Frame::Welcome { refusal: Some(Refused { why: "a twin".to_owned(), halts: true }) },
+        Frame::EntriesAsked { first: 3, last: 9 },
+        Frame::Entries(vec![Entry { term: 2, index: 3, payload: Payload::Noop }]),
+        Frame::Msgs(vec![Msg::TimeoutNow { term: 4 }, Msg::AppendReply { term: 1, matched: 2 }]),
+        Frame::Forward { number: 7, term: 8, payload: Bytes::from_static(b"xyz") },
+        Frame::ForwardRefused { number: 9, term: 3, is_full: true },
+        Frame::Change { number: 1, expect: Some(at), change: Change::AddLearner { id: MemberId(9), info } },
+        Frame::Change {
+            number: 1,
+            expect: None,
+            change: Change::Swap { new: MemberId(1), old: MemberId(2), lag_max: 3 },
+        },
+        Frame::ChangeAnswer { number: 2, answer: ChangeAnswer::Done(at) },
+        Frame::ChangeAnswer {
+            number: 2,
+            answer: ChangeAnswer::Refused(Refusal::ConfigMismatch { expected: at, current: at }),
+        },
+        Frame::SnapshotBegin {
+            term: 3,
+            meta: SnapMeta::default(),
+            runs: vec![RunFile { kind: RunKind::Changes, end: RunEnd { index: 1, crc: 2 }, chunks: 3, bytes: 4 }],
+        },
+        Frame::SnapshotFrom { chunk: 9 },
+        Frame::SnapshotChunk { number: 7, chunk: Bytes::from_static(b"chunk") },
+        Frame::SnapshotEnd,
+        Frame::SnapshotTaken,
+        Frame::Members { cluster_id: 1, incarnation: 1, at, config: Config::default(), started: vec![MemberId(3)] },
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn samples() -> Vec<Frame> {
-        let info = MemberInfo { name: "a".into(), peer_urls: vec!["http://a:1".into()], client_urls: vec![] };
-        let at = ConfigAt { incarnation: 1, term: 2, index: 3 };
-        vec![
-            Frame::Hello(Hello {
-                purpose: Purpose::Bulk,
-                cluster_id: 1,
-                incarnation: 2,
-                member: MemberId(3),
-                generation: 4,
-                boot_nonce: 5,
-                to: MemberId(7),
-                token_hash: 6,
-                peer_urls: vec!["http://x:1".into()],
-            }),
-            Frame::Welcome { refusal: None },
-            Frame::Welcome { refusal: Some("another cluster".into()) },
-            Frame::Msgs(vec![Msg::TimeoutNow { term: 4 }, Msg::AppendReply { term: 1, matched: 2 }]),
-            Frame::Forward { number: 7, term: 8, payload: Bytes::from_static(b"xyz") },
-            Frame::ForwardRefused { number: 9, term: 3 },
-            Frame::Change { number: 1, expect: Some(at), change: Change::AddLearner { id: MemberId(9), info } },
-            Frame::Change {
-                number: 1,
-                expect: None,
-                change: Change::Swap { new: MemberId(1), old: MemberId(2), lag_max: 3 },
-            },
-            Frame::ChangeAnswer { number: 2, answer: ChangeAnswer::Done(at) },
-            Frame::ChangeAnswer {
-                number: 2,
-                answer: ChangeAnswer::Refused(Refusal::ConfigMismatch { expected: at, current: at }),
-            },
-            Frame::SnapshotBegin {
-                term: 3,
-                meta: SnapMeta::default(),
-                runs: vec![RunFile { kind: RunKind::Changes, end: RunEnd { index: 1, crc: 2 }, chunks: 3, bytes: 4 }],
-            },
-            Frame::SnapshotFrom { chunk: 9 },
-            Frame::SnapshotChunk { number: 7, chunk: Bytes::from_static(b"chunk") },
-            Frame::SnapshotEnd,
-            Frame::SnapshotTaken,
-            Frame::Members { cluster_id: 1, incarnation: 1, at, config: Config::default(), started: vec![MemberId(3)] },
-        ]
-    }
 
     #[test]
     fn every_frame_survives_its_bytes() {

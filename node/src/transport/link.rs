@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameError, Hello, Purpose};
-use super::{Local, Queue, Queued};
+use super::{Local, Queue, Queued, Refused};
 use crate::driver::DriverInput;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,8 +85,8 @@ pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("refused: {0}")]
-struct RefusedByPeer(String);
+#[error("refused: {}", .0.why)]
+struct RefusedByPeer(Refused);
 
 async fn dial(url: &str, hello: &Hello) -> Result<TcpStream> {
     // Names are resolved anew each time: a pod that comes back has another address.
@@ -131,7 +131,12 @@ pub(super) async fn keep(
                     tracing::info!(%to, ?purpose, "cannot connect: {text}");
                     told = text;
                 }
-                if error.downcast_ref::<RefusedByPeer>().is_some() {
+                if let Some(RefusedByPeer(refused)) = error.downcast_ref::<RefusedByPeer>() {
+                    if refused.halts {
+                        return local
+                            .inbox
+                            .tell(DriverInput::Halt { why: format!("member {to} says: {}", refused.why) });
+                    }
                     tokio::time::sleep(REFUSED_PAUSE).await;
                 }
             }

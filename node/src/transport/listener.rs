@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::frame::{Frame, Hello, Purpose};
 use super::link::{read_frame, tune, write_frame};
-use super::{Local, PeerInput, snapshots};
+use super::{Local, PeerInput, Refused, repairs, snapshots};
 use crate::driver::DriverInput;
 
 /// A stranger has this long to say who it is.
@@ -56,15 +56,17 @@ async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
         // Noting an identity flushes a file.
         tokio::task::spawn_blocking(move || check(&local, &hello)).await?
     };
-    if let Err(why) = checked {
-        tracing::warn!(member = %hello.member, "refused a peer: {why}");
-        write_frame(&mut stream, &Frame::Welcome { refusal: Some(why.clone()) }).await?;
+    if let Err(refused) = checked {
+        let why = refused.why.clone();
+        tracing::warn!(member = %hello.member, halts = refused.halts, "refused a peer: {why}");
+        write_frame(&mut stream, &Frame::Welcome { refusal: Some(refused) }).await?;
         bail!(why);
     }
     write_frame(&mut stream, &Frame::Welcome { refusal: None }).await?;
     local.learn_urls_if_unknown(hello.member, &hello.peer_urls);
     match hello.purpose {
         Purpose::Members => members(&mut stream, local).await,
+        Purpose::Repair => repairs::answer(&mut stream, local).await,
         Purpose::Snapshot => snapshots::receive(&mut stream, &local.snapshots, &local.inbox, hello.member).await,
         Purpose::Control => messages(&mut stream, local, hello.member).await,
         Purpose::Bulk => {
@@ -76,7 +78,7 @@ async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
 }
 
 /// Identity: same cluster, same incarnation, not an old or second copy of a data directory.
-fn check(local: &Local, hello: &Hello) -> Result<(), String> {
+fn check(local: &Local, hello: &Hello) -> Result<(), Refused> {
     let own = &local.hello;
     if hello.purpose == Purpose::Members {
         // Who has no identity yet shows the token; later the cluster id stands for it.
@@ -84,20 +86,31 @@ fn check(local: &Local, hello: &Hello) -> Result<(), String> {
         return if is_same {
             Ok(())
         } else {
-            Err("another --initial-cluster-token: this is another cluster".to_owned())
+            Err("another --initial-cluster-token: this is another cluster".to_owned().into())
         };
     }
     if hello.cluster_id != own.cluster_id {
-        return Err(format!("cluster {:x} is not {:x}", hello.cluster_id, own.cluster_id));
+        return Err(format!("cluster {:x} is not {:x}", hello.cluster_id, own.cluster_id).into());
     }
     if hello.incarnation != own.incarnation {
-        return Err(format!("incarnation {} is not {}", hello.incarnation, own.incarnation));
+        return Err(format!("incarnation {} is not {}", hello.incarnation, own.incarnation).into());
+    }
+    if hello.purpose == Purpose::Repair {
+        // It reads only, and has no generation yet: its own log cannot be opened.
+        return Ok(());
     }
     if hello.member == own.member {
-        return Err(format!("member id {} is this very member: two processes run with one identity", hello.member));
+        let why = format!("member id {} is this very member: two processes run with one identity", hello.member);
+        // An address of another member that leads here is no second process.
+        let halts = hello.boot_nonce != own.boot_nonce;
+        if halts {
+            local.inbox.tell(DriverInput::Halt { why: why.clone() });
+        }
+        return Err(Refused { why, halts });
     }
     if hello.to.0 != 0 && hello.to != own.member {
-        return Err(format!("this is member {}, not {}: its address is another one now", own.member, hello.to));
+        let why = format!("this is member {}, not {}: its address is another one now", own.member, hello.to);
+        return Err(why.into());
     }
     local.identities.admit(hello)
 }
@@ -119,12 +132,15 @@ async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Resu
     let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
     loop {
         let frame = read_frame(&mut stream).await?;
+        if local.identities.is_halted(from) {
+            bail!("two data directories speak for member {from}");
+        }
         let kib = u32::try_from(frame.size_bytes() / 1024 + 1).unwrap_or(u32::MAX).min(WAITING_KIB_MAX);
         let room = room.clone().acquire_many_owned(kib).await?;
         let input = match frame {
             Frame::Msgs(msgs) => PeerInput::Msgs(msgs),
             Frame::Forward { number, term, payload } => PeerInput::Forward { number, term, payload },
-            Frame::ForwardRefused { number, term } => PeerInput::ForwardRefused { number, term },
+            Frame::ForwardRefused { number, term, is_full } => PeerInput::ForwardRefused { number, term, is_full },
             Frame::Change { number, expect, change } => PeerInput::Change { number, expect, change },
             Frame::ChangeAnswer { number, answer } => PeerInput::ChangeAnswer { number, answer },
             other => bail!("unexpected frame {other:?}"),

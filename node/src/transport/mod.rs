@@ -11,6 +11,7 @@ pub mod frame;
 mod identities;
 mod link;
 mod listener;
+mod repairs;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -27,9 +28,11 @@ use tokio::sync::mpsc;
 
 use frame::FRAME_HEADER_BYTES;
 pub use frame::{Frame, Hello, Purpose};
-pub(crate) use identities::Identities;
-pub(crate) use link::{ask_members, authority};
+pub use identities::Refused;
+pub(crate) use identities::{Identities, reread_identities};
+pub(crate) use link::{ask_members, authority, read_frame};
 pub(crate) use listener::serve;
+pub(crate) use repairs::{ANSWER_BYTES_MAX, ask_entries};
 
 use crate::driver::{DriverInput, Inbox};
 use crate::snapshot::Snapshots;
@@ -49,7 +52,7 @@ const STRANGER_KEPT_US: u64 = 60_000_000;
 pub enum PeerInput {
     Msgs(Vec<Msg>),
     Forward { number: u64, term: Term, payload: Bytes },
-    ForwardRefused { number: u64, term: Term },
+    ForwardRefused { number: u64, term: Term, is_full: bool },
     Change { number: u64, expect: Option<ConfigAt>, change: Change },
     ChangeAnswer { number: u64, answer: ChangeAnswer },
 }
@@ -239,8 +242,8 @@ impl Peers {
     pub(crate) fn forward(&mut self, to: MemberId, number: u64, term: Term, payload: Bytes) -> bool {
         self.peer(to).bulk.push(Frame::Forward { number, term, payload })
     }
-    pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64, term: Term) {
-        self.peer(to).control.push(Frame::ForwardRefused { number, term });
+    pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64, term: Term, is_full: bool) {
+        self.peer(to).control.push(Frame::ForwardRefused { number, term, is_full });
     }
     pub(crate) fn forward_change(&mut self, to: MemberId, number: u64, expect: Option<ConfigAt>, change: &Change) {
         self.peer(to).control.push(Frame::Change { number, expect, change: change.clone() });
