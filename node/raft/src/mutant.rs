@@ -147,6 +147,8 @@ mutants! {
     Votes HintWithoutWait = "hint-without-wait",
     /// A restarted voter refuses votes for its new election timeout only, not for the larger one it promised before.
     Leases RestartForgetsOldTimeout = "restart-forgets-old-timeout",
+    /// A restarted voter refuses to vote for others but campaigns itself before its old promise has run out.
+    Leases CampaignInsidePromise = "campaign-inside-promise",
     /// A lease is measured from when the answer came, not from when the heartbeat was sent.
     Leases LeaseFromReceiveTime = "lease-from-receive-time",
     /// A lease lasts for the leader's own election timeout, whatever the voters promised.

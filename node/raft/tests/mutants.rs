@@ -60,8 +60,12 @@ fn by_script(mutant: Mutant) -> Option<String> {
 
 fn by_schedule(mutant: Mutant) -> Option<String> {
     (0..SEEDS).find_map(|seed| {
-        let run = std::panic::catch_unwind(|| chaos::run_schedule(seed, |cfg| cfg.mutant = Some(mutant)));
-        let why = run.err()?;
+        let tune = |cfg: &mut Cfg| cfg.mutant = Some(mutant);
+        let run = std::panic::catch_unwind(|| drop(chaos::run_schedule(seed, tune)));
+        let why = match run.err() {
+            Some(why) => why,
+            None => std::panic::catch_unwind(|| drop(chaos::run_lease_schedule(seed, tune))).err()?,
+        };
         Some(format!("schedule {seed}: {}", text_of(why.as_ref())))
     })
 }

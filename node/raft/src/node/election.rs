@@ -17,7 +17,10 @@ impl Node {
     pub(super) fn schedule_election(&mut self) {
         let (min, max) = self.cfg.election_us;
         // A vote for itself is a vote too: what it may have promised before its start binds it as well.
-        let from = self.now.max(Time(self.refuse_until.0.saturating_sub(min)));
+        let mut from = self.now.max(Time(self.refuse_until.0.saturating_sub(min)));
+        if planted!(self, CampaignInsidePromise) {
+            from = self.now;
+        }
         self.election_due = from.after(self.rng.between(min, max));
     }
 

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use quorate_raft::Cfg;
 use quorate_raft::cfg::LeaseCfg;
 use quorate_raft::io::{Change, Input, Outcome, ReadMode};
-use quorate_raft::types::{ConfigAt, MemberId, MemberInfo, SnapMeta};
+use quorate_raft::types::{ConfigAt, MemberId, MemberInfo, SnapMeta, Time};
+use quorate_raft::wire::Msg;
 
 use crate::net::{Flight, Net, Packet, bootstrap, id};
 
@@ -176,7 +177,14 @@ impl Chaos {
     /// Mostly the leader.
     fn target(&mut self) -> MemberId {
         let anybody = self.member();
-        if self.dice.one_in(4) { anybody } else { self.net.leader().unwrap_or(anybody) }
+        // Who was left behind may still think that it leads.
+        let leads = |id: &MemberId| self.net.member(*id).node().is_leader();
+        let leaders: Vec<MemberId> = self.net.up().into_iter().filter(leads).collect();
+        match self.dice.below(8) {
+            0 | 1 => anybody,
+            2..=4 if !leaders.is_empty() => self.dice.pick(&leaders),
+            _ => self.net.leader().unwrap_or(anybody),
+        }
     }
 
     /// Mostly changes that could be right: the leader's own view names the candidates.
@@ -293,4 +301,91 @@ pub fn run_schedule(seed: u64, tune: impl Fn(&mut Cfg)) -> Chaos {
     }
     chaos.heal();
     chaos
+}
+
+// ---- leases ----------------------------------------------------------------------------------------------------------
+
+/// Leaders cut off while the others go on, and lease reads asked of everybody who thinks that it leads: clocks run apart,
+/// answers and orders to start come late, members restart with another election timeout, connections break. The guard is
+/// off, so that nothing but the rules keeps reads right.
+pub fn run_lease_schedule(seed: u64, tune: impl Fn(&mut Cfg)) -> Net {
+    const TIMEOUTS_US: [u64; 3] = [150_000, 150_000, 450_000];
+    let mut dice = Dice(seed);
+    let mut net = Net::new(seed);
+    let count = dice.pick(&[3, 3, 5]);
+    let voters: Vec<u64> = (1..=count).collect();
+    let timeout = |cfg: &mut Cfg, min: u64| {
+        cfg.election_us = (min, min + 20_000);
+        cfg.start_refusal_us = TIMEOUTS_US[2];
+    };
+    for number in &voters {
+        let leases = Some(LeaseCfg { guard_us: 0, ..LeaseCfg::DEFAULT });
+        let mut cfg = Cfg { leases, ..Cfg::lan(id(*number)) };
+        timeout(&mut cfg, dice.pick(&TIMEOUTS_US));
+        tune(&mut cfg);
+        net.add(cfg, bootstrap(&voters));
+        let rate = i64::try_from(dice.below(48_000)).unwrap() - 24_000;
+        net.members.get_mut(&id(*number)).expect("just added").rate_ppm = rate;
+    }
+    let mut late: Vec<(Time, Flight)> = Vec::new();
+    let mut cut_off: Option<MemberId> = None;
+    let mut proposals = 0_u64;
+    for _ in 0..400 {
+        let one = id(1 + dice.below(voters.len()) as u64);
+        let leader = net.leader().unwrap_or(one);
+        match dice.below(40) {
+            0..=2 => cut_off = Some(leader),
+            3 | 4 => cut_off = None,
+            5 => drop(net.transfer(leader, one)),
+            6 => net.step(one, Input::PeerGone { peer: leader }),
+            7 => {
+                net.crash(one, 9);
+                let cfg = &mut net.members.get_mut(&one).expect("a member").cfg;
+                timeout(cfg, dice.pick(&TIMEOUTS_US));
+                net.start(one);
+            }
+            _ => {}
+        }
+        net.now = net.now.after(1_000 + dice.roll() % 9_000);
+        for number in &voters {
+            if net.deadline(id(*number)) <= net.now && !dice.one_in(5) {
+                net.tick(id(*number));
+            }
+        }
+        pass_on(&mut net, &mut dice, cut_off, &mut late);
+        let leads = |id: &MemberId| net.member(*id).node().is_leader();
+        for leader in net.up().into_iter().filter(leads).collect::<Vec<_>>() {
+            net.read(leader, ReadMode::Lease);
+            if dice.one_in(3) {
+                proposals += 1;
+                net.propose(leader, Bytes::from(proposals.to_be_bytes().to_vec()));
+            }
+        }
+        pass_on(&mut net, &mut dice, cut_off, &mut late);
+    }
+    net
+}
+
+/// Delivers, flushes and applies until all is done but what is cut off or late.
+fn pass_on(net: &mut Net, dice: &mut Dice, cut_off: Option<MemberId>, late: &mut Vec<(Time, Flight)>) {
+    let now = net.now;
+    net.flights.extend(late.extract_if(.., |(due, _)| *due <= now).map(|(_, flight)| flight));
+    while !net.flights.is_empty() || net.members.values().any(|member| !member.writes.is_empty()) {
+        for flight in std::mem::take(&mut net.flights) {
+            let may_be_late =
+                matches!(&flight.packet, Packet::Msg(Msg::HeartbeatReply { .. } | Msg::TimeoutNow { .. }));
+            if may_be_late && dice.one_in(5) {
+                late.push((now.after(dice.roll() % 300_000), flight));
+            } else if cut_off.is_some_and(|member| flight.from == member || flight.to == member) {
+                net.lose(flight);
+            } else {
+                net.deliver(flight);
+            }
+        }
+        for member in net.up() {
+            net.flush(member, usize::MAX);
+            net.apply(member, usize::MAX);
+            net.install(member);
+        }
+    }
 }
