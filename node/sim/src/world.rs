@@ -33,7 +33,7 @@ const EVENTS_MAX: u64 = 3_000_000;
 const ELECTION_US: [u64; 2] = [150_000, 300_000];
 
 /// What a queue without reserved places would hold: only a planted bug asks.
-const QUEUE_LENGTH: usize = 16;
+const QUEUE_LENGTH: usize = 2;
 
 /// Sizes and limits of one run, drawn from its seed.
 #[derive(Clone, Debug)]
