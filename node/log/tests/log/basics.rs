@@ -232,6 +232,13 @@ pub(crate) fn every_open_raises_the_generation_whatever_slot_is_lost() {
         let (mut log, _) = Log::open(disk.clone(), options(round), Some(&ID)).expect("opens");
         assert!(log.generation() > highest, "{} after {highest}", log.generation());
         highest = log.generation();
+        // This start is known from one slot alone; it may be the one that is lost.
+        for slot in 0..2 {
+            let copy = disk.fork(slot);
+            copy.rot("meta", slot as usize * BLOCK_BYTES + 20, 1);
+            let (again, _) = Log::open(copy, options(round + 100), Some(&ID)).expect("one slot is enough");
+            assert!(again.generation() > highest, "slot {slot} lost in {highest}: {}", again.generation());
+        }
         log.append(&[(WriteSeq(1), hard(round, 1))]).expect("appends");
         log.seal_tail().expect("seals");
     }
@@ -270,6 +277,31 @@ pub(crate) fn each_record_changes_what_the_log_holds_as_it_says_and_no_more() {
 }
 
 #[test]
+pub(crate) fn a_segment_stays_while_one_entry_in_it_is_above_the_mark() {
+    for above in 0..4 {
+        let disk = FaultyDisk::new(1);
+        let mut log = Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates");
+        let mut last = 0;
+        while log.segment_count() == 1 {
+            last += 1;
+            log.append(&[(WriteSeq(last), Record::Append(vec![entry(1, last, 3000)]))]).expect("appends");
+        }
+        // The last entry went into the second segment already.
+        let first_segment_ends = last - 1;
+        let marked = first_segment_ends - above;
+        log.append(&[(WriteSeq(last + 1), Record::SnapshotMark(mark(marked, 1)))]).expect("marks");
+        for _ in 0..3 {
+            log.tend().expect("tends");
+        }
+        drop(log);
+        let is_there = names_of(&disk).contains(&"wal-0000000000000001.seg".to_owned());
+        assert_eq!(is_there, above > 0, "{above} entries of the first segment are above the mark");
+        let (_, found) = Log::open(disk, options(2), Some(&ID)).expect("opens");
+        assert_eq!(found.entries.first().map(|entry| entry.index), Some(marked + 1));
+    }
+}
+
+#[test]
 pub(crate) fn a_torn_tail_is_gone_for_good() {
     for keep_blocks in 0..2 {
         let (disk, name, offset, len) = with_last_batch(false);
@@ -279,6 +311,13 @@ pub(crate) fn a_torn_tail_is_gone_for_good() {
             offset + keep_blocks * BLOCK_BYTES + 600,
             &vec![0x55; len - keep_blocks * BLOCK_BYTES - 600],
         );
+        // A batch too large for what is left ends the segment at once, with the torn place behind its last batch.
+        let copy = disk.fork(9);
+        let (mut log, _) = Log::open(copy.clone(), options(2), Some(&ID)).expect("torn");
+        log.append(&[(WriteSeq(1), Record::Append(vec![entry(2, 2, 60_000)]))]).expect("appends");
+        drop(log);
+        let (_, found) = Log::open(copy, options(3), Some(&ID)).expect("what was torn is no rot later");
+        assert_eq!(found.entries.len(), 2);
         let (mut log, found) = Log::open(disk.clone(), options(2), Some(&ID)).expect("torn");
         assert_eq!(found.entries.len(), 1);
         for index in 2..=30 {

@@ -36,6 +36,7 @@ const CHECKS: &[Check] = checks![
     basics::a_failed_flush_stops_the_log_and_the_restart_trusts_only_the_medium,
     basics::a_vote_is_durable_in_both_copies_before_it_is_acknowledged,
     basics::each_record_changes_what_the_log_holds_as_it_says_and_no_more,
+    basics::a_segment_stays_while_one_entry_in_it_is_above_the_mark,
     basics::a_torn_tail_is_gone_for_good,
     basics::slots_are_written_in_turn,
     basics::a_batch_of_another_history_is_refused,
@@ -46,14 +47,14 @@ const CHECKS: &[Check] = checks![
     space::a_full_volume_is_low_and_votes_truncations_and_marks_go_on_in_the_reserve,
     space::a_reserve_outlives_a_restart_and_serves_then,
     space::the_next_segment_is_ready_before_it_is_needed,
+    repair::a_crash_at_any_step_of_a_repair_leaves_it_repeatable,
+    repair::a_scrub_finds_rot_in_finished_segments_and_mends_it_while_the_log_is_in_use,
+    basics::a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged,
     basics::a_last_batch_torn_at_any_byte_is_cut_and_nothing_before_it,
     repair::lost_sectors_and_blocks_are_repaired_exactly_or_refused,
     basics::rot_in_the_middle_is_refused_whatever_byte_it_hits,
     basics::misdirected_and_zeroed_sectors_are_refused_or_harmless,
     repair::without_a_peer_or_with_a_liar_nothing_is_made_up,
-    repair::a_crash_at_any_step_of_a_repair_leaves_it_repeatable,
-    repair::a_scrub_finds_rot_in_finished_segments_and_mends_it_while_the_log_is_in_use,
-    basics::a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged,
 ];
 
 #[test]
