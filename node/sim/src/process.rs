@@ -685,11 +685,38 @@ impl World {
                 "I2 {id} reads at {index} in term {term}, when it was asked {committed} was committed"
             );
         }
+        if is_leader {
+            self.check_lease(id)?;
+        }
         hold!(
             !is_leader || self.oracle.has_committed_in(term),
             "I2 {id} answers a read in term {term} before anything of it committed"
         );
         self.answer_reads(id)
+    }
+
+    /// While a lease holds, a majority of each half gives nobody its vote.
+    fn check_lease(&self, id: MemberId) -> Result<(), Violation> {
+        let Some(process) = self.members.get(&id).and_then(|m| m.process.as_ref()) else { return Ok(()) };
+        let status = process.node.status();
+        if status.lease_until.is_none_or(|until| until <= process.latest) {
+            return Ok(());
+        }
+        let refuses = |voter: &&MemberId| {
+            let Some(member) = self.members.get(voter) else { return false };
+            let now = member.clock.read(self.now);
+            **voter == id || member.process.as_ref().is_none_or(|p| p.watch.refuses_votes(now.max(p.latest)))
+        };
+        let config = &status.newest_config.config;
+        for voters in [&config.voters, &config.voters_outgoing] {
+            let count = voters.iter().filter(refuses).count();
+            hold!(
+                voters.is_empty() || count > voters.len() / 2,
+                "I2 {id} reads under a lease in term {}, though only {count} of {voters:?} refuse to vote",
+                status.term
+            );
+        }
+        Ok(())
     }
 
     fn resolve(&mut self, id: MemberId, token: Token, outcome: Outcome) -> Result<(), Violation> {

@@ -166,6 +166,12 @@ impl Watch {
         Ok(())
     }
 
+    /// It gives nobody its vote now.
+    pub fn refuses_votes(&self, now: Time) -> bool {
+        now.since(self.started) < self.start_refusal_us
+            || self.contact.is_some_and(|contact| now.since(contact) < self.election_us)
+    }
+
     /// It leads, or led before the current input made it step down.
     pub fn leads(&self, node: &Node) -> bool {
         self.has_led || node.is_leader()
