@@ -137,7 +137,7 @@ pub async fn run(args: ProbeArgs) -> Result<()> {
 
 fn side(name: &'static str, kind: Kind, path: &Path, dir: &Path, ports: u16, flags: &[&str]) -> Result<Side> {
     let flags = flags.iter().map(|f| (*f).to_owned()).collect();
-    let program = Program { kind, path: path.to_owned(), flags };
+    let program = Program { kind, path: path.to_owned(), prefix: Vec::new(), flags };
     Ok(Side {
         name,
         members: Members::on_loopback(program, &dir.join(name), ports)?,

@@ -341,7 +341,6 @@ fn revision(header: Option<&pb::ResponseHeader>) -> i64 {
     header.map_or(0, |h| h.revision)
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "as it comes out of the response")]
 fn put_answer(header: Option<pb::ResponseHeader>) -> Answer {
     Answer::Put { revision: revision(header.as_ref()) }
 }
@@ -357,7 +356,7 @@ fn range_answer(answer: &pb::RangeResponse) -> Answer {
 
 fn response(operation: &pb::ResponseOp) -> Answer {
     match &operation.response {
-        Some(response_op::Response::ResponsePut(put)) => put_answer(put.header.clone()),
+        Some(response_op::Response::ResponsePut(put)) => put_answer(put.header),
         Some(response_op::Response::ResponseDeleteRange(deleted)) => delete_answer(deleted),
         Some(response_op::Response::ResponseRange(range)) => range_answer(range),
         // Nothing here asks for one: an answer that fits no call is a violation when it is judged.

@@ -2,6 +2,7 @@
 //!
 //! The program is ours or etcd's: both take the same flags, so both can be measured by the same prober.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub enum Kind {
 pub struct Program {
     pub kind: Kind,
     pub path: PathBuf,
+    /// Words before the program's path: a tool that becomes the program under the same process id.
+    pub prefix: Vec<String>,
     /// Beside the flags that name addresses and directories.
     pub flags: Vec<String>,
 }
@@ -183,15 +186,13 @@ impl Members {
         let member = &mut self.list[at];
         ensure!(member.child.is_none(), "{} runs already", member.name);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&member.log)?;
-        let mut command = match &member.home.namespace {
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                // It becomes the program, under the same process id.
-                command.args(["netns", "exec", namespace]).arg(&self.program.path);
-                command
-            }
-            None => Command::new(&self.program.path),
-        };
+        let mut words: Vec<OsString> = self.program.prefix.iter().map(OsString::from).collect();
+        if let Some(namespace) = &member.home.namespace {
+            words.extend(["ip", "netns", "exec", namespace].map(OsString::from));
+        }
+        words.push(self.program.path.clone().into_os_string());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         let (client, peer) = (member.url(CLIENT_PORT), member.url(PEER_PORT));
         command.args(["--name", &member.name, "--data-dir"]).arg(&member.home.data_dir);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);

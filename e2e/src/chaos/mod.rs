@@ -180,6 +180,7 @@ impl Setting {
         Program {
             kind: Kind::Quorate,
             path: self.args.node.clone(),
+            prefix: Vec::new(),
             flags: flags.iter().map(|f| (*f).to_owned()).collect(),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::chaos::members::{Home, Members};
+use crate::chaos::members::{Home, Members, Program};
 use crate::chaos::rig::{Image, cut_power};
 use crate::chaos::{Campaign, Row, Setting, judge};
 
@@ -17,24 +17,14 @@ const IMAGE_MIB: u64 = 640;
 /// Work before the cut. Short: the kernel writes dirty pages back by itself within seconds.
 const WORK_MS_MAX: u64 = 700;
 const SELF_TEST_BYTES: usize = 4096;
+/// Without flushes the first cut should do; a quiet kernel may have written everything back.
+const LYING_CUTS_MAX: u32 = 5;
 const DEAD_LIMIT: Duration = Duration::from_secs(5);
 
 pub async fn run(setting: &Setting) -> Result<Vec<Row>> {
     self_test(&setting.dir).await.context("self-test of the power cut")?;
-    let mut images = Vec::new();
-    for n in 0..3 {
-        images.push(Image::create(&setting.dir, &format!("m{n}"), IMAGE_MIB).await?);
-    }
-    let homes = images.iter().zip(0u16..).map(|(image, n)| Home {
-        data_dir: image.mount.join("data"),
-        host: "127.0.0.1".into(),
-        port_offset: 10 * n,
-        namespace: None,
-    });
-    // Few entries between checkpoints, so that cuts meet them, too.
-    let program = setting.program(&["--snapshot-count", "300", "--snapshot-catchup-entries", "100"]);
-    let members = Members::new(program, homes.collect(), &setting.dir)?;
-    let mut campaign = Campaign::start(setting, members).await?;
+    lying_disks_lose(setting).await.context("self-test of the power cut")?;
+    let (mut campaign, mut images) = start(setting, Vec::new()).await?;
     let mut rng = setting.rng(4);
     let body = campaign
         .class("power cut of all", setting.rounds(ROUNDS), async |c, _| {
@@ -47,6 +37,50 @@ pub async fn run(setting: &Setting) -> Result<Vec<Row>> {
         image.unmount().await?;
     }
     Ok(rows)
+}
+
+async fn start(setting: &Setting, prefix: Vec<String>) -> Result<(Campaign, Vec<Image>)> {
+    let mut images = Vec::new();
+    for n in 0..3 {
+        images.push(Image::create(&setting.dir, &format!("m{n}"), IMAGE_MIB).await?);
+    }
+    let homes = images.iter().zip(0u16..).map(|(image, n)| Home {
+        data_dir: image.mount.join("data"),
+        host: "127.0.0.1".into(),
+        port_offset: 10 * n,
+        namespace: None,
+    });
+    // Few entries between checkpoints, so that cuts meet them, too.
+    let program = setting.program(&["--snapshot-count", "300", "--snapshot-catchup-entries", "100"]);
+    let members = Members::new(Program { prefix, ..program }, homes.collect(), &setting.dir)?;
+    Ok((Campaign::start(setting, members).await?, images))
+}
+
+/// On disks whose flushes do nothing, the same cuts must be seen to lose what was acknowledged: otherwise neither the cuts
+/// nor the account of acknowledgements are worth anything.
+async fn lying_disks_lose(setting: &Setting) -> Result<()> {
+    let setting = Setting { dir: setting.dir.join("lying"), ..setting.clone() };
+    std::fs::create_dir_all(&setting.dir)?;
+    let strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"];
+    let inject = ["-e", "inject=fdatasync,fsync:retval=0"];
+    let prefix = strace.iter().chain(&inject).map(|w| (*w).to_owned()).collect();
+    let (mut campaign, mut images) = start(&setting, prefix).await?;
+    let mut lost = None;
+    for _ in 0..LYING_CUTS_MAX {
+        if let Err(error) = cut(&mut campaign, &mut images).await {
+            lost = Some(error);
+            break;
+        }
+    }
+    // Before the next cluster takes the same ports: its clients know nothing of these.
+    campaign.load.stop().await?;
+    campaign.members.end().await;
+    for image in &mut images {
+        image.unmount().await?;
+    }
+    let lost = lost.with_context(|| format!("{LYING_CUTS_MAX} cuts lost nothing although nothing was flushed"))?;
+    eprintln!("    self-test: with flushes that do nothing a cut shows: {lost:#}");
+    Ok(())
 }
 
 async fn cut(campaign: &mut Campaign, images: &mut [Image]) -> Result<u32> {
