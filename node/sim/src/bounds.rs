@@ -18,8 +18,8 @@ const TERMS_PER_WINDOW: u64 = 140;
 const WINDOWS_WAITING: usize = 8;
 /// A leader that takes a message for lost forgets what is received there and not durable, and sends one window more.
 const WAITING_BYTES: usize = 1 << 20;
-/// Looks in a row that may find a log not yet cut.
-const LOOKS_OVER_MAX: u32 = 12;
+/// So often the engine may persist before the log is cut.
+const CUTS_MISSED_MAX: u64 = 3;
 /// Segments a log may hold besides those with entries it needs: the active one, a spare, those waiting for removal.
 const SEGMENTS_BESIDES: u64 = 8;
 /// A batch takes a block at least.
@@ -47,10 +47,13 @@ impl World {
         let kept = member.storage.engine.0.index.min(status.durable).saturating_sub(status.compacted);
         let limit = shape.keep_entries + shape.keep_entries / 8 + shape.persist_every + 2;
         let is_sending = status.progress.iter().any(|peer| peer.is_snapshotting) || process.installing.is_some();
-        // It is cut when the engine persists the next time.
-        process.looks_over = if kept <= limit || is_sending { 0 } else { process.looks_over + 1 };
+        let persisted = member.storage.engine.0.index;
+        let is_over = kept > limit && !is_sending;
+        // It is cut when the engine persists the next time, and no earlier.
+        process.over_since = is_over.then(|| process.over_since.unwrap_or(persisted));
+        let due = process.over_since.map(|since| since + CUTS_MISSED_MAX * shape.persist_every);
         hold!(
-            process.looks_over <= LOOKS_OVER_MAX,
+            due.is_none_or(|due| persisted < due),
             "I17 {id} keeps {kept} entries that its engine holds, the limit is {limit}"
         );
         let waiting: usize = process.to_write.iter().map(|(_, record)| record_bytes(record)).sum();

@@ -224,7 +224,7 @@ impl World {
             installing: None,
             persisting: false,
             latest: time,
-            looks_over: 0,
+            over_since: None,
             next_wake: None,
             asked: BTreeMap::new(),
             writes: BTreeSet::new(),

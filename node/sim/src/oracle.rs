@@ -160,6 +160,8 @@ pub struct Oracle {
     leaders: BTreeMap<Term, MemberId>,
     /// Every entry that any member ever reported committed, from index 1.
     pub committed: Vec<Entry>,
+    /// The term in which each of them was first seen committed.
+    committed_in: Vec<Term>,
     hashes: BTreeMap<Index, u64>,
     /// Every entry any disk ever held, by its place: fingerprint and the term of the entry before (log matching).
     stored: BTreeMap<(Index, Term), (u64, Term)>,
@@ -187,7 +189,9 @@ impl Oracle {
     /// I5, leader completeness, and a majority of the newest configuration voted. Source: Raft thesis §3.6.3, figure 3.2.
     pub fn elected(&self, node: &Node) -> Result<(), Violation> {
         let (id, term) = (node.id(), node.term());
-        if let Some(last) = self.committed.iter().rev().find(|entry| entry.term < term) {
+        // What counts is when it was committed: a late leader may lack an older entry that a later term committed.
+        let before = self.committed_in.partition_point(|committed_in| *committed_in < term);
+        if let Some(last) = self.committed[..before].last() {
             let held = node.term_at(last.index);
             let is_there = held == Some(last.term) || (held.is_none() && node.status().compacted > last.index);
             hold!(is_there, "I5 {id} leads term {term} without committed entry {} of term {}", last.index, last.term);
@@ -250,7 +254,7 @@ impl Oracle {
     }
 
     /// I5, state machine safety, and I6: what is committed is committed everywhere alike. True when the entry is news.
-    pub fn commit(&mut self, who: MemberId, entry: &Entry) -> Result<bool, Violation> {
+    pub fn commit(&mut self, who: MemberId, term: Term, entry: &Entry) -> Result<bool, Violation> {
         let at = usize::try_from(entry.index - 1).expect("a simulated log is short");
         if let Some(known) = self.committed.get(at) {
             hold!(
@@ -277,6 +281,8 @@ impl Oracle {
             self.config = next.clone();
         }
         self.committed.push(entry.clone());
+        let not_before = self.committed_in.last().copied().unwrap_or_default();
+        self.committed_in.push(term.max(not_before));
         Ok(true)
     }
 

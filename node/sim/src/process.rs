@@ -71,8 +71,8 @@ pub(crate) struct Process {
     pub(crate) persisting: bool,
     /// The latest instant of its clock: one that goes back stands still for it.
     pub(crate) latest: Time,
-    /// Looks in a row that found more in memory than its limits say.
-    pub(crate) looks_over: u32,
+    /// What the engine held when more was first found in memory than the limits say.
+    pub(crate) over_since: Option<Index>,
     pub(crate) next_wake: Option<u64>,
     /// Tokens without an outcome, with the instant they were given out.
     pub(crate) asked: BTreeMap<Token, (u64, Asked)>,
@@ -295,8 +295,9 @@ impl World {
     // Commit and apply.
 
     fn commit(&mut self, id: MemberId, entries: Vec<Entry>) -> Result<(), Violation> {
+        let term = self.process(id).map_or(0, |process| process.node.term());
         for entry in &entries {
-            if self.oracle.commit(id, entry)? {
+            if self.oracle.commit(id, term, entry)? {
                 self.check_quorum(id, entry)?;
             }
             self.mix(entry.index ^ entry.term << 32);
