@@ -19,12 +19,13 @@ pub(crate) struct Promise {
 impl Promise {
     /// Before the first message leaves: what is promised from now on is durable.
     pub(crate) fn begin(file: PathBuf, own_us: u64) -> Result<Promise> {
-        let kept_us = match std::fs::read_to_string(&file) {
-            Ok(text) => text.trim().parse().with_context(|| {
+        let kept_us = match std::fs::read(&file) {
+            Ok(bytes) => parse(&bytes).with_context(|| {
                 format!(
-                    "{} should hold microseconds and holds {text:?}: wait for the longest election timeout this member \
-                     ever had, then delete the file",
-                    file.display()
+                    "{} should hold microseconds with their checksum and holds {:?}: wait for the longest election \
+                     timeout this member ever had, then delete the file",
+                    file.display(),
+                    String::from_utf8_lossy(&bytes)
                 )
             })?,
             Err(error) if error.kind() == ErrorKind::NotFound => 0,
@@ -48,9 +49,19 @@ impl Promise {
     }
 
     fn write(&self, us: u64) -> Result<()> {
-        write_durably(&self.file, format!("{us}\n").as_bytes())
-            .with_context(|| format!("cannot write {}", self.file.display()))
+        write_durably(&self.file, line(us).as_bytes()).with_context(|| format!("cannot write {}", self.file.display()))
     }
+}
+
+/// A flipped bit may turn one digit into a smaller one: without a checksum that is a shorter promise.
+fn line(us: u64) -> String {
+    format!("{us} {:08x}\n", crc32c::crc32c(us.to_string().as_bytes()))
+}
+
+fn parse(bytes: &[u8]) -> Option<u64> {
+    let us = std::str::from_utf8(bytes).ok()?.split(' ').next()?.parse().ok()?;
+    // Nothing but what was written is taken, whatever else would parse.
+    (line(us).as_bytes() == bytes).then_some(us)
 }
 
 #[cfg(test)]
@@ -70,6 +81,17 @@ mod tests {
         assert_eq!(Promise::begin(file.clone(), 150).unwrap().refusal_us(), 150);
         assert_eq!(Promise::begin(file.clone(), 2_000).unwrap().refusal_us(), 2_000);
         assert_eq!(Promise::begin(file, 150).unwrap().refusal_us(), 2_000);
+    }
+
+    #[test]
+    fn no_flipped_bit_makes_another_promise() {
+        let right = line(300_000);
+        assert_eq!(parse(right.as_bytes()), Some(300_000));
+        for bit in 0..right.len() * 8 {
+            let mut bytes = right.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(parse(&bytes), None, "bit {bit}");
+        }
     }
 
     #[test]
