@@ -36,7 +36,9 @@ fn command(command: Command) -> Result<()> {
 }
 
 fn run(args: RunArgs) -> Result<()> {
+    let is_terminal = std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter("info")?).with_writer(std::io::stderr);
+    let subscriber = subscriber.with_ansi(is_terminal);
     if args.log_json {
         subscriber.json().init()
     } else {

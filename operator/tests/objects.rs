@@ -109,3 +109,20 @@ fn a_record_is_read_back_as_it_was_written() {
     assert_eq!(retirement.member_id, read.member_id);
     assert_eq!(read.start, Some(StartAs::Member));
 }
+
+#[test]
+fn a_slice_is_written_anew_only_when_it_leads_elsewhere() {
+    let identity = cluster().identity;
+    let to = |ip: &str, pod: &str| {
+        let leader = LeaderEndpoint { ip: ip.to_owned(), pod: pod.to_owned(), node: None };
+        objects::leader_slice(&identity, Some(&leader))
+    };
+    let known = to("10.0.0.1", "orders-b7xk2-0");
+    assert!(objects::points_alike(&known, &to("10.0.0.1", "orders-b7xk2-0")));
+    assert!(!objects::points_alike(&known, &to("10.0.0.2", "orders-b7xk2-0")));
+    assert!(!objects::points_alike(&known, &to("10.0.0.1", "orders-k4m2p-0")));
+    assert!(!objects::points_alike(&known, &objects::leader_slice(&identity, None)));
+    let mut elsewhere = known.clone();
+    elsewhere.metadata.labels.get_or_insert_default().clear();
+    assert!(!objects::points_alike(&known, &elsewhere), "it belongs to no Service");
+}

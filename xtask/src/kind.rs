@@ -200,6 +200,7 @@ impl Cluster {
                 .limit(CREATE_LIMIT_SECONDS)
                 .run()
         })?;
+        self.engine.weigh_containers()?;
         if image.local {
             let apply =
                 self.kubectl("configuring CoreDNS").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);

@@ -51,5 +51,5 @@ quorate-operator-{{ .Release.Namespace }}
   verbs: [get, create, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}

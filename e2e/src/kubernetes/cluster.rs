@@ -12,7 +12,7 @@ use super::KubernetesArgs;
 use super::api::Api;
 use crate::poll;
 
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(150);
 pub const POLL: Duration = Duration::from_millis(500);
 pub const WRITER: &str = "quorate-writer";
 /// The cluster under test.

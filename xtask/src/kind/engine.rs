@@ -26,6 +26,10 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Ending waits for the containers, which get ten seconds.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
+/// With cgroup v1 all containers together weigh as much as one process beside them, 1024: a build would starve the cluster, and
+/// members would hold elections for want of a processor. Does nothing where there is no such file.
+const WEIGH_CONTAINERS: &str = "f=/sys/fs/cgroup/cpu/docker/cpu.shares; [ ! -e $f ] || echo 16384 >$f";
+
 /// An engine turns forwarding on and drops by default what it does not know; both are put back when ours ends.
 const NOTE_FORWARDING: &str = "{ cat /proc/sys/net/ipv4/ip_forward; iptables -S FORWARD | sed -n 's/^-P FORWARD //p'; } \
      >/run/quorate/forwarding";
@@ -63,6 +67,14 @@ impl Engine {
 
     pub fn is_own(&self) -> bool {
         self.host.is_some()
+    }
+
+    /// Gives our own containers their share of a busy machine; to be called when there are some.
+    pub fn weigh_containers(&self) -> Result<()> {
+        if !self.is_own() {
+            return Ok(());
+        }
+        as_root("sh", "giving the containers their share of the processors").args(["-c", WEIGH_CONTAINERS]).run()
     }
 
     /// What `DOCKER_HOST` must be to talk to this engine; None if it is the environment's own.

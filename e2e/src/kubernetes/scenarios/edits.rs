@@ -135,9 +135,10 @@ pub async fn bad_image(cluster: &Cluster) -> Result<String> {
 /// The same with a pod that fits on no node.
 pub async fn unschedulable(cluster: &Cluster) -> Result<String> {
     let before = pods(cluster).await?;
-    let good = cluster.custom_resource().await?["spec"]["resources"].clone();
-    let bad = json!({"resources": {"requests": {"cpu": "500"}}});
-    bad_template(cluster, &before, bad, json!({"resources": good})).await
+    // Null takes a field away; a merge would leave it otherwise.
+    let good = cluster.custom_resource().await?["spec"]["resources"]["requests"]["cpu"].clone();
+    let cpu = |cpu: Value| json!({"resources": {"requests": {"cpu": cpu}}});
+    bad_template(cluster, &before, cpu(json!("500")), cpu(good)).await
 }
 
 async fn bad_template(cluster: &Cluster, before: &[Pod], bad: Value, good: Value) -> Result<String> {
