@@ -274,6 +274,8 @@ impl Snapshots {
                 return Ok(false);
             }
             let dir = self.chain_dir(meta.index);
+            // One that could not be read at the start, or it would be the current one.
+            remove_dir(&dir)?;
             crash_point()?;
             files::rename_durably(from, &dir).with_context(|| format!("cannot name {}", dir.display()))?;
             crash_point()?;

@@ -101,6 +101,25 @@ fn a_run_that_rotted_is_given_up_for_the_state_before_it() {
 }
 
 #[test]
+fn a_chain_that_cannot_be_read_is_in_nobodys_way() {
+    let mut member = small_member(3);
+    let chain = member.snapshots.newest().expect("a checkpoint");
+    let whole = chain.dir.join(chain.runs[0].name());
+    fs::write(&whole, b"not a run").expect("writes");
+    member.restart();
+    assert_eq!(member.machine.applied_index(), 0);
+    while member.machine.applied_index() < 3 {
+        member.put("k", "v");
+    }
+    member.forget_changes();
+    assert!(member.checkpoint().expect("writes where the other one was"));
+    assert_eq!(member.snapshots.newest().expect("a checkpoint").dir, chain.dir);
+    let hash = member.machine.state_hash();
+    member.restart();
+    assert_eq!(member.machine.state_hash(), hash);
+}
+
+#[test]
 fn a_stream_goes_on_where_it_was_after_every_chunk_and_after_a_restart() {
     let from = small_member(30);
     let chain = from.snapshots.newest().expect("a checkpoint");
@@ -318,4 +337,31 @@ fn a_process_that_dies_anywhere_while_it_writes_a_checkpoint_has_the_one_before_
             assert_eq!(member.machine.state_hash(), hash);
         }
     }
+}
+
+/// Not a test: fills the checkpoint in `FILL_DIR/snap` of a member that is stopped with `FILL_BYTES` of keys and values of
+/// `FILL_VALUE` bytes, for `spikes/storage/restart.sh` to start from.
+#[test]
+#[ignore = "it fills a directory for a measurement"]
+fn fill() {
+    let var = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("set {name}"));
+    let bytes: u64 = var("FILL_BYTES").parse().expect("a number");
+    let value = vec![b'v'; var("FILL_VALUE").parse().expect("a number")];
+    let (snapshots, loaded) = Snapshots::open(Path::new(&var("FILL_DIR")).join("snap")).expect("opens");
+    let (meta, mut machine) = loaded.expect("the member has a checkpoint");
+    let (mut n, mut filled): (u64, u64) = (0, 0);
+    while filled < bytes {
+        let key = format!("/registry/pods/namespace-{:03}/pod-{n:010}", n % 100);
+        // Random bytes would only cost time here; the first eight differ.
+        let mut value = value.clone();
+        value.splice(..8, n.to_le_bytes());
+        filled += (key.len() + value.len()) as u64;
+        let put = quorate_state::Put { key: key.into(), value: value.into(), ..quorate_state::Put::default() };
+        machine.apply(machine.applied_index() + 1, meta.term, Some(&Command::Put(put)));
+        n += 1;
+    }
+    let meta = SnapMeta { index: machine.applied_index(), ..meta };
+    let checkpoint = Checkpoint { meta, view: machine.view(), since: Index::MAX, changes: Vec::new() };
+    assert!(snapshots.write(checkpoint).expect("writes"));
+    println!("{n} keys, {} MiB by the quota's count", machine.size_bytes() >> 20);
 }
