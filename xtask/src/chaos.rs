@@ -3,7 +3,7 @@
 //! Everything runs inside fresh namespaces for processes, network and mounts: ports collide with nobody's, and whatever a
 //! broken run leaves behind (members, mounts, namespaces of members, filters) goes away with its last process.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -25,56 +25,49 @@ const SYSTEM_TOOLS: [(&str, &str); 8] = [
 
 #[derive(Args, Debug)]
 pub struct ChaosArgs {
-    /// kill, stop, net, power, fsync, full, flip (all if none), and flags of `quorate-e2e chaos` such as --rounds N
+    /// kill, stop, net, power, fsync, full, flip (all if none), and flags of `quorate-e2e chaos`: --rounds N, --class TEXT,
+    /// --seed N, --keep, --node PATH (instead of building one)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
-    /// Use this quorate-node instead of building one
-    #[arg(long)]
-    node: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
 pub struct FailoverArgs {
-    /// Flags of `quorate-e2e probe`, such as --events N or --kinds kill,move,term
+    /// Flags of `quorate-e2e probe`: --events N, --kinds kill,move,term, --load CLIENTS, --out FILE, --node PATH
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
-    /// Use this quorate-node instead of building one
-    #[arg(long)]
-    node: Option<PathBuf>,
     /// Leave etcd out
     #[arg(long)]
     alone: bool,
 }
 
 pub fn chaos(args: &ChaosArgs) -> Result<()> {
-    let (e2e, node) = programs(args.node.as_ref())?;
-    let mut command = isolated(&e2e)?;
-    cmd::run(command.arg("chaos").arg("--node").arg(node).args(&args.args))
+    cmd::run(driver("chaos", &args.args)?.args(&args.args))
 }
 
 pub fn failover(args: &FailoverArgs) -> Result<()> {
-    let (e2e, node) = programs(args.node.as_ref())?;
-    let mut command = isolated(&e2e)?;
-    command.arg("probe").arg("--node").arg(node);
+    let mut command = driver("probe", &args.args)?;
     if !args.alone {
         command.arg("--etcd").arg(tools::etcd()?);
     }
     cmd::run(command.args(&args.args))
 }
 
-/// The driver and the member to run.
-fn programs(node: Option<&PathBuf>) -> Result<(PathBuf, PathBuf)> {
-    match node {
-        Some(node) => Ok((cmd::build_programs(&["quorate-e2e"])?.e2e(), std::path::absolute(node)?)),
-        None => {
-            let programs = cmd::build_programs(&["quorate-node", "quorate-e2e"])?;
-            Ok((programs.e2e(), programs.node()))
-        }
+/// The driver with a member to run: the one that `--node` among its flags names, or one built now.
+fn driver(what: &str, flags: &[String]) -> Result<Command> {
+    if flags.iter().any(|flag| flag == "--node" || flag.starts_with("--node=")) {
+        let mut command = isolated(&cmd::build_programs(&["quorate-e2e"])?.e2e())?;
+        command.arg(what);
+        return Ok(command);
     }
+    let programs = cmd::build_programs(&["quorate-node", "quorate-e2e"])?;
+    let mut command = isolated(&programs.e2e())?;
+    command.arg(what).arg("--node").arg(programs.node());
+    Ok(command)
 }
 
 /// Starts a program in namespaces of its own, with a loopback that is up.
-fn isolated(program: &std::path::Path) -> Result<Command> {
+fn isolated(program: &Path) -> Result<Command> {
     tools::apt(&SYSTEM_TOOLS)?;
     if !tools::is_root() {
         bail!("faults on processes, disks and networks need root: run `sudo -E cargo xtask …`");
