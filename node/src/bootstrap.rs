@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use quorate_log::{Identity, Log, LogError, Options, RealDisk};
 use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, Recovered, SnapMeta};
+use tokio::sync::watch;
 
 use crate::args::{Args, ClusterState};
 use crate::repair;
@@ -116,14 +117,20 @@ async fn mend(args: &Args, dir: &Path, options: Options, engine: Option<&SnapMet
     Ok(opened(log, recovered, Config::default()))
 }
 
-/// Opens the directory's log, or founds or joins first when it holds none.
-pub(crate) async fn open(args: &Args, boot_nonce: u64, engine: Option<&SnapMeta>) -> Result<Opened> {
+/// Opens the directory's log, or founds or joins first when it holds none. Tells `lost` why this member can never join, if the
+/// others know that it ran before.
+pub(crate) async fn open(
+    args: &Args,
+    boot_nonce: u64,
+    engine: Option<&SnapMeta>,
+    lost: &watch::Sender<String>,
+) -> Result<Opened> {
     let dir = repair::log_dir(&args.data_dir);
     let options = Options::new(boot_nonce);
     let disk = lock(&dir)?;
     match Log::open(disk, options, None) {
         Ok((log, recovered)) => Ok(opened(log, recovered, Config::default())),
-        Err(LogError::Missing) => create(args, &dir, options).await,
+        Err(LogError::Missing) => create(args, &dir, options, lost).await,
         Err(error) if repair::is_damage(&error) => mend(args, &dir, options, engine, error)
             .await
             .with_context(|| format!("cannot open the log in {}: replace this member under a new id", dir.display())),
@@ -142,7 +149,7 @@ fn opened(log: Log<RealDisk>, recovered: Recovered, known: Config) -> Opened {
     Opened { log, recovered, identity, generation, known }
 }
 
-async fn create(args: &Args, dir: &Path, options: Options) -> Result<Opened> {
+async fn create(args: &Args, dir: &Path, options: Options, lost: &watch::Sender<String>) -> Result<Opened> {
     let (identity, config, known) = match args.initial_cluster_state {
         ClusterState::New => {
             let (member, cluster_id, config) = founded(args)?;
@@ -151,7 +158,7 @@ async fn create(args: &Args, dir: &Path, options: Options) -> Result<Opened> {
             (identity, config.clone(), config)
         }
         ClusterState::Existing => {
-            let (identity, known) = join(args).await?;
+            let (identity, known) = join(args, lost).await?;
             (identity, Config::default(), known)
         }
     };
@@ -164,7 +171,7 @@ async fn create(args: &Args, dir: &Path, options: Options) -> Result<Opened> {
 }
 
 /// Asks the members until one of them has this member in its committed configuration.
-async fn join(args: &Args) -> Result<(Identity, Config)> {
+async fn join(args: &Args, lost: &watch::Sender<String>) -> Result<(Identity, Config)> {
     let members = parse_cluster(&args.initial_cluster)?;
     let others: Vec<String> =
         members.iter().filter(|(name, _)| **name != args.name).flat_map(|(_, urls)| urls.clone()).collect();
@@ -200,6 +207,7 @@ async fn join(args: &Args) -> Result<(Identity, Config)> {
                             "member {member} with a peer URL of {urls:?} has run before, and its data directory is not \
                              here: what it promised is lost; remove it and add it again under a new id"
                         );
+                        lost.send_replace(why.clone());
                         break;
                     }
                     if let Some((member, _)) = own {

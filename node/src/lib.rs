@@ -112,10 +112,13 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     let boot_nonce = random()?;
     let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
     let engine_meta = loaded.as_ref().map(|(meta, _)| meta);
+    let (lost, told) = tokio::sync::watch::channel(String::new());
+    let faults = api::Faults::serve(&args.name, &told, &listeners.api.admin)?;
     let mut opened = tokio::select! {
-        opened = bootstrap::open(&args, boot_nonce, engine_meta) => opened?,
+        opened = bootstrap::open(&args, boot_nonce, engine_meta, &lost) => opened?,
         () = interrupts.next() => return Ok(()),
     };
+    drop(faults);
     let (engine, machine) = match loaded {
         Some((meta, machine)) => (Some(meta), machine),
         None => (None, Machine::new()),

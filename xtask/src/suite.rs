@@ -34,7 +34,7 @@ pub struct E2eArgs {
     /// Every scenario on Kubernetes instead of those a change must pass; writes docs/scenarios.md
     #[arg(long)]
     all: bool,
-    /// On Kubernetes only scenarios whose name contains this
+    /// On Kubernetes only scenarios whose name contains one of these words, comma separated
     #[arg(long)]
     only: Option<String>,
 }

@@ -60,9 +60,9 @@ pub struct KubernetesArgs {
     /// Every scenario instead of those a change must pass; a failure does not end the run
     #[arg(long)]
     all: bool,
-    /// Only scenarios whose name contains this, besides those that begin and end a run
-    #[arg(long)]
-    only: Option<String>,
+    /// Only scenarios whose name contains one of these words, comma separated, besides those that begin and end a run
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// The API server's audit log, on this machine. Without it the proofs that need it are left out, and said so
     #[arg(long)]
     audit_log: Option<PathBuf>,
@@ -134,7 +134,8 @@ async fn suite(cluster: &Cluster, evidence: &Evidence, report: &mut Report) -> R
             gap.fetch_max(told.unwrap_or_default(), Ordering::SeqCst);
         },
     );
-    let wanted = |name: &str| cluster.args.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
+    let wanted =
+        |name: &str| cluster.args.only.is_empty() || cluster.args.only.iter().any(|part| name.contains(part.as_str()));
     let (mut failed, mut delays) = (None, Delays::default());
     for row in scenarios::TABLE {
         if !(cluster.args.all || row.is_required) || !wanted(row.name) {

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::handle::NodeStatus;
 
 /// "Never": an age nobody reaches.
-const NEVER_MS: u64 = u64::MAX;
+pub(super) const NEVER_MS: u64 = u64::MAX;
 
 fn to_wire(at: ConfigAt) -> pb::ConfigAt {
     pb::ConfigAt { incarnation: at.incarnation, term: at.term, index: at.index }

@@ -7,6 +7,7 @@ mod absent;
 mod admin;
 mod cluster;
 mod convert;
+mod fault;
 mod health;
 mod http;
 mod kv;
@@ -44,6 +45,7 @@ use crate::handle::{Handle, NodeStatus};
 use crate::watch::Hub;
 
 use absent::Absent;
+pub(crate) use fault::Faults;
 use health::Readiness;
 
 /// What we tell clients that we are: they switch features on and off by it.

@@ -256,11 +256,15 @@ pub async fn data_dir_lost(cluster: &Cluster) -> Result<String> {
     let victim = text(&super::hands::follower(cluster).await?, "/metadata/name");
     let before: Vec<String> = cluster.owned("statefulsets").await?.iter().map(|s| text(s, "/metadata/name")).collect();
     let pod = cluster.pod(&format!("{victim}-0")).await?.context("the follower has no pod")?;
-    let (node, uid) = (text(&pod, "/spec/nodeName"), text(&pod, "/metadata/uid"));
+    let node = text(&pod, "/spec/nodeName");
+    let claims = cluster.owned("persistentvolumeclaims").await?;
+    let claim = claims.iter().find(|c| text(c, "/metadata/name") == format!("{victim}-data"));
+    let name = text(claim.context("the follower has no claim")?, "/spec/volumeName");
+    let volume = cluster.api.get(&format!("/api/v1/persistentvolumes/{name}")).await?;
+    let path = ["/spec/hostPath/path", "/spec/local/path"].map(|at| text(&volume, at)).concat();
+    ensure!(!path.is_empty(), "volume {name} is no directory of its node");
     let since = Instant::now();
-    let volumes = format!("/var/lib/kubelet/pods/{uid}/volumes");
-    let wipe = format!("rm -rf $(find {volumes} -mindepth 2 -maxdepth 2)/member");
-    cluster.node(&["exec", &node, "sh", "-c", &wipe]).await?;
+    cluster.node(&["exec", &node, "rm", "-rf", &format!("{path}/member")]).await?;
     cluster.mine(&["delete", "pod", &format!("{victim}-0"), "--grace-period=0", "--force"]).await?;
     poll::until("a replacement", LIMIT, POLL, async || {
         let now: Vec<String> = cluster.owned("statefulsets").await?.iter().map(|s| text(s, "/metadata/name")).collect();
