@@ -208,6 +208,9 @@ impl<'a> Names<'a> {
     }
 }
 
+/// Where a configuration stands: incarnation, term, index.
+type ConfigAt = (u64, u64, u64);
+
 /// What the logs of one cluster told up to a disruption.
 struct History<'a> {
     /// Every leadership in order: who, term, since when.
@@ -218,7 +221,7 @@ struct History<'a> {
     gone: BTreeSet<&'a str>,
     ready: BTreeMap<u64, (&'a str, Timestamp)>,
     handing_over: BTreeMap<&'a str, Timestamp>,
-    voters: Option<((u64, u64, u64), &'a BTreeSet<String>)>,
+    voters: Option<(ConfigAt, &'a BTreeSet<String>)>,
 }
 
 impl<'a> History<'a> {
