@@ -9,6 +9,8 @@ use serde_json::Value;
 
 /// A healthy API server answers well within this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// An eviction is tried again by the API server itself while its budget changes.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 pub struct Api {
@@ -49,7 +51,7 @@ impl Api {
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = http::Request::post(path).header("content-type", "application/json");
         let request = request.body(serde_json::to_vec(body)?).with_context(|| format!("no path: {path:?}"))?;
-        let answer = tokio::time::timeout(ANSWER_LIMIT, self.client.request::<Value>(request)).await;
+        let answer = tokio::time::timeout(WRITE_LIMIT, self.client.request::<Value>(request)).await;
         answer.with_context(|| format!("no answer to POST {path}"))?.with_context(|| format!("POST {path}"))
     }
 

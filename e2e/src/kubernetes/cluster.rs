@@ -94,6 +94,11 @@ impl Cluster {
         self.api.get(&self.path("/apis/quorate.dev/v1alpha1", &format!("consistentclusters/{NAME}"))).await
     }
 
+    /// Voters the spec asks for.
+    pub async fn wanted(&self) -> Result<u64> {
+        self.custom_resource().await?["spec"]["replicas"].as_u64().context("the spec names no replicas")
+    }
+
     /// Objects of the cluster under test, by plural: `statefulsets`, `pods`, `persistentvolumeclaims`, `services`.
     pub async fn owned(&self, plural: &str) -> Result<Vec<Value>> {
         let group = if plural == "statefulsets" { "/apis/apps/v1" } else { "/api/v1" };

@@ -10,6 +10,9 @@ use super::audit::Request;
 /// A member that led within this many seconds before it was disrupted counts as one that handed over.
 const RECENTLY_SECONDS: i64 = 120;
 
+/// Incarnation, term and index of a configuration.
+type ConfigAt = (u64, u64, u64);
+
 /// What a member's log tells about leadership and membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -133,7 +136,7 @@ fn ids(list: &str) -> BTreeSet<String> {
     list.split(", ").filter(|id| !id.is_empty()).map(str::to_owned).collect()
 }
 
-fn config_at(text: &str) -> Option<(u64, u64, u64)> {
+fn config_at(text: &str) -> Option<ConfigAt> {
     let at = between(text, "at=ConfigAt { ", " }")?;
     let number = |key| between(at, key, ",")?.trim().parse().ok();
     Some((number("incarnation: ")?, number("term: ")?, number("index: ")?))
@@ -207,9 +210,6 @@ impl<'a> Names<'a> {
         self.0.iter().filter(|(_, name)| **name == member).map(|((_, id), _)| *id).collect()
     }
 }
-
-/// Where a configuration stands: incarnation, term, index.
-type ConfigAt = (u64, u64, u64);
 
 /// What the logs of one cluster told up to a disruption.
 struct History<'a> {

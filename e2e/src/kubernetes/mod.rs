@@ -176,7 +176,7 @@ async fn one(
     let outcome = report
         .scenario(row.name, async {
             let remark = (row.run)(cluster).await?;
-            cluster.ready(row.leaves).await?;
+            cluster.ready(cluster.wanted().await?).await?;
             cluster.nothing_lost().await?;
             Ok(remark)
         })

@@ -17,8 +17,6 @@ type Running<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
 pub struct Row {
     pub name: &'static str,
     pub run: for<'a> fn(&'a Cluster) -> Running<'a>,
-    /// Healthy voters it leaves.
-    pub leaves: u64,
     /// Part of what a change must pass; the others are run with `--all`.
     pub is_required: bool,
     /// It stops or cuts off nodes.
@@ -27,16 +25,16 @@ pub struct Row {
     pub is_blind: bool,
 }
 
-const fn required(name: &'static str, leaves: u64, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, leaves, is_required: true, needs_docker: false, is_blind: false }
+const fn required(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
+    Row { name, run, is_required: true, needs_docker: false, is_blind: false }
 }
 
 const fn more(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, leaves: 3, is_required: false, needs_docker: false, is_blind: false }
+    Row { name, run, is_required: false, needs_docker: false, is_blind: false }
 }
 
 const fn on_nodes(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, leaves: 3, is_required: false, needs_docker: true, is_blind: false }
+    Row { name, run, is_required: false, needs_docker: true, is_blind: false }
 }
 
 const fn blind(row: Row) -> Row {
@@ -45,13 +43,13 @@ const fn blind(row: Row) -> Row {
 
 /// In the order they run.
 pub const TABLE: &[Row] = &[
-    required("bad_input_is_refused_with_field_and_remedy", 3, |c| Box::pin(basic::bad_input(c))),
-    blind(required("scale_to_five_with_the_operator_killed_midway", 5, |c| Box::pin(basic::scale_out(c)))),
-    required("leader_pod_deleted_a_new_leader_serves", 5, |c| Box::pin(basic::leader_deleted(c))),
-    required("leader_record_deleted_it_hands_over_and_is_replaced", 5, |c| Box::pin(hands::leader_record_deleted(c))),
-    required("scale_back_to_three", 3, |c| Box::pin(basic::scale_in(c))),
-    required("config_roll_takes_the_leader_last", 3, |c| Box::pin(edits::config_roll(c))),
-    required("record_lost_by_hand_comes_back_with_its_member", 3, |c| Box::pin(hands::record_orphaned(c))),
+    required("bad_input_is_refused_with_field_and_remedy", |c| Box::pin(basic::bad_input(c))),
+    blind(required("scale_to_five_with_the_operator_killed_midway", |c| Box::pin(basic::scale_out(c)))),
+    required("leader_pod_deleted_a_new_leader_serves", |c| Box::pin(basic::leader_deleted(c))),
+    required("leader_record_deleted_it_hands_over_and_is_replaced", |c| Box::pin(hands::leader_record_deleted(c))),
+    required("scale_back_to_three", |c| Box::pin(basic::scale_in(c))),
+    required("config_roll_takes_the_leader_last", |c| Box::pin(edits::config_roll(c))),
+    required("record_lost_by_hand_comes_back_with_its_member", |c| Box::pin(hands::record_orphaned(c))),
     more("scale_flip_5_3_5_before_finish", |c| Box::pin(edits::scale_flip(c))),
     more("scale_flip_at_once_leaves_nothing", |c| Box::pin(edits::scale_flip_at_once(c))),
     more("scale_1_7_3", |c| Box::pin(edits::scale_1_7_3(c))),
