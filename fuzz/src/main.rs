@@ -2,6 +2,7 @@
 //! `QUORATE_FUZZ_SEEDS` writes the first corpus into a directory.
 #![no_main]
 
+mod mem;
 mod seeds;
 mod targets;
 

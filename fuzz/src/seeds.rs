@@ -4,9 +4,7 @@ use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
 use quorate_log::format::{MetaSlot, SegmentHeader, encode_record};
-use quorate_raft::types::{
-    Config, ConfigAt, Entry, HardState, MemberId, MemberInfo, Payload, Record, SnapMeta,
-};
+use quorate_raft::types::{Config, ConfigAt, Entry, HardState, MemberId, MemberInfo, Payload, Record, SnapMeta};
 use quorate_raft::wire::{self, Msg};
 use quorate_state::{Command, DeleteRange, KeyRange, Machine, Put, Txn, TxnOp};
 
@@ -23,8 +21,10 @@ pub fn write(dir: &Path) {
     };
     save("log-records", log_records());
     save("log-blocks", log_blocks());
-    let edits = vec![vec![0, 0, 20, 0, 1], vec![1, 1, 60, 0, 8, 65, 1, 4, 0, 0], vec![200, 2, 0, 0, 0], vec![130, 3, 0, 1, 7]];
+    let edits =
+        vec![vec![0, 0, 20, 0, 1], vec![1, 1, 60, 0, 8, 65, 1, 4, 0, 0], vec![200, 2, 0, 0, 0], vec![130, 3, 0, 1, 7]];
     save("log-directory", edits.clone());
+    save("log-repair", edits.clone());
     save("log-directory-resealed", edits);
     save("raft-message", messages());
     save("raft-values", values());
@@ -32,7 +32,8 @@ pub fn write(dir: &Path) {
     save("frame-stream", quorate_node::fuzzing::frame_seeds());
     save("peers-file", vec![b"00000000\n".to_vec(), b"7 3 33\n9 1 5 halted\n00000000\n".to_vec()]);
     save("command", commands().iter().map(encoded).collect());
-    let (chunks, bodies) = snapshot();
+    let (chunks, bodies, file) = snapshot();
+    save("checkpoint-file", vec![file]);
     save("snapshot-chunks", vec![chunks]);
     save("snapshot-bodies", vec![bodies]);
 }
@@ -101,7 +102,7 @@ fn messages() -> Vec<Vec<u8>> {
         Msg::Append { term: 2, prev_term: 1, prev_index: 3, entries: entries(), commit: 2 },
         Msg::AppendReject { term: 2, prev_index: 3, hint_index: 2, hint_term: 1 },
         Msg::Heartbeat { term: 2, commit: 3, round: 4 },
-        Msg::HeartbeatReply { term: 2, round: 4, received: 5, durable: 5, promise_us: 0 },
+        Msg::HeartbeatReply { term: 2, round: 4, received: 5, durable: 5, promise_us: 0, last_index: 6 },
         Msg::ReadIndexReply { term: 2, ctx: 1, index: Some(4) },
         Msg::YouAreRemoved { term: 2, config_term: 1, config_index: 3 },
     ];
@@ -133,7 +134,11 @@ fn values() -> Vec<Vec<u8>> {
 fn commands() -> Vec<Command> {
     let put = Put { key: Bytes::from_static(b"key"), value: Bytes::from_static(b"value"), ..Put::default() };
     let delete = DeleteRange { range: KeyRange::prefix(Bytes::from_static(b"k")), prev_kv: true };
-    let txn = Txn { success: vec![TxnOp::Put(put.clone())], failure: vec![TxnOp::DeleteRange(delete.clone())], ..Txn::default() };
+    let txn = Txn {
+        success: vec![TxnOp::Put(put.clone())],
+        failure: vec![TxnOp::DeleteRange(delete.clone())],
+        ..Txn::default()
+    };
     vec![Command::Put(put), Command::DeleteRange(delete), Command::Txn(txn), Command::Compact { revision: 3 }]
 }
 
@@ -143,18 +148,19 @@ fn encoded(command: &Command) -> Vec<u8> {
     out.to_vec()
 }
 
-/// A small state as chunks and as the bodies of its chunks, each behind its length.
-fn snapshot() -> (Vec<u8>, Vec<u8>) {
+/// A small state as chunks and as the bodies of its chunks, each behind its length, and as a file.
+fn snapshot() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let mut machine = Machine::new();
     for (at, command) in commands().iter().enumerate() {
         machine.apply(at as u64 + 1, 1, Some(command));
     }
-    let (mut chunks, mut bodies) = (Vec::new(), Vec::new());
+    let (mut chunks, mut bodies, mut file) = (Vec::new(), Vec::new(), Vec::new());
     for chunk in machine.view().snapshot_chunks(b"meta") {
         for (out, part) in [(&mut chunks, &chunk[..]), (&mut bodies, &chunk[22..])] {
             out.extend_from_slice(&(part.len() as u16).to_le_bytes());
             out.extend_from_slice(part);
         }
+        file.extend_from_slice(&chunk);
     }
-    (chunks, bodies)
+    (chunks, bodies, file)
 }

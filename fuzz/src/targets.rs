@@ -4,15 +4,16 @@
 use std::sync::OnceLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use quorate_log::faulty::Survival;
 use quorate_log::format::{BLOCK_BYTES, BatchHeader, MetaSlot, SegmentHeader, decode_records};
-use quorate_log::{Disk, FaultyDisk, Identity, Log, LogError, Options, Progress, Repair, Scrub, Scrubbed};
+use quorate_log::{Identity, Log, LogError, Options, Progress, Repair, Scrub, Scrubbed};
 use quorate_node::fuzzing as node;
 use quorate_raft::types::{
     Config, Entry, HardState, MemberId, MemberInfo, Payload, Record, Recovered, SnapMeta, WriteSeq,
 };
 use quorate_raft::wire;
 use quorate_state::{Command, Machine};
+
+use crate::mem::MemDisk;
 
 pub struct Target {
     pub name: &'static str,
@@ -24,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "log-blocks", run: log_blocks },
     Target { name: "log-directory", run: log_directory },
     Target { name: "log-directory-resealed", run: log_directory_resealed },
+    Target { name: "log-repair", run: log_repair },
     Target { name: "raft-message", run: raft_message },
     Target { name: "raft-values", run: raft_values },
     Target { name: "frame", run: frame },
@@ -32,12 +34,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "command", run: command },
     Target { name: "snapshot-chunks", run: snapshot_chunks },
     Target { name: "snapshot-bodies", run: snapshot_bodies },
+    Target { name: "checkpoint-file", run: checkpoint_file },
 ];
 
 pub const ID: Identity = Identity { cluster_id: 0xC1, member_id: 0xA1, incarnation: 3 };
 
 pub fn options(nonce: u64) -> Options {
-    Options { segment_bytes: 20 << 10, ..Options::new(nonce) }
+    Options { segment_bytes: 16 << 10, ..Options::new(nonce) }
 }
 
 /// The body of a batch.
@@ -70,19 +73,19 @@ fn log_blocks(data: &[u8]) {
 }
 
 /// A small log of several segments, and what it holds.
-fn base() -> (FaultyDisk, Recovered) {
+fn base() -> (MemDisk, Recovered) {
     let member = |id: u64| (MemberId(id), MemberInfo { name: format!("m{id}"), ..MemberInfo::default() });
     let config = Config { voters: [MemberId(1)].into(), members: [member(1)].into(), ..Config::default() };
     let mark = SnapMeta { config, ..SnapMeta::default() };
-    let disk = FaultyDisk::new(1);
-    let mut log = Log::create(disk.clone(), options(1), ID, mark.clone()).expect("creates");
-    let entry = |term, index, size: usize| Entry { term, index, payload: Payload::Data(vec![index as u8; size].into()) };
+    let mut log = Log::create(MemDisk::default(), options(1), ID, mark.clone()).expect("creates");
+    let entry =
+        |term, index, size: usize| Entry { term, index, payload: Payload::Data(vec![index as u8; size].into()) };
     let run = |term, from: u64, to: u64, size| Record::Append((from..=to).map(|i| entry(term, i, size)).collect());
     let hard = |term, vote| Record::HardState(HardState { term, vote: Some(MemberId(vote)) });
     let records = [
         vec![hard(1, 1), run(1, 1, 3, 5)],
-        vec![run(1, 4, 5, 1500)],
-        vec![hard(2, 2), Record::TruncateTo(4), run(2, 5, 9, 900)],
+        vec![run(1, 4, 5, 300)],
+        vec![hard(2, 2), Record::TruncateTo(4), run(2, 5, 9, 90)],
         vec![Record::SnapshotMark(SnapMeta { index: 3, term: 1, ..mark })],
         vec![run(2, 10, 12, 30)],
     ];
@@ -98,79 +101,89 @@ fn base() -> (FaultyDisk, Recovered) {
         log.append(&numbered).expect("appends");
     }
     log.seal_tail().expect("seals");
-    drop(log);
-    disk.power_loss(Survival::Nothing);
-    let (_, held) = Log::open(disk.fork(1), options(2), Some(&ID)).expect("opens");
+    let disk = MemDisk::of(log.into_disk().files);
+    let (_, held) = Log::open(disk.clone(), options(2), Some(&ID)).expect("opens");
     (disk, held)
 }
 
 thread_local! {
-    static BASE: (FaultyDisk, Recovered) = base();
+    static BASE: (MemDisk, Recovered) = base();
 }
 
-/// Applies what the input says to a copy of the base: file, place, and either bits to flip or bytes to write.
-fn damaged(disk: &FaultyDisk, data: &[u8]) -> FaultyDisk {
-    let copy = disk.fork(1);
-    let names = copy.clone().list().expect("lists");
+/// Applies what the input says to a copy of the base: file, block, place, and either bits to flip or bytes to write.
+fn damaged(disk: &MemDisk, data: &[u8]) -> MemDisk {
+    let mut copy = disk.clone();
+    let count = copy.files.len();
     for edit in data.chunks(5) {
         let &[file, block, low, high, value] = edit else { break };
-        let name = &names[usize::from(file) % names.len()];
-        let at = usize::from(block % 8) * BLOCK_BYTES + usize::from(u16::from_le_bytes([low, high]) % 4096);
-        match file / 64 {
-            0 | 1 => copy.rot(name, at, value),
-            2 => copy.overwrite(name, at, &[value; 16]),
-            _ => copy.overwrite(name, at / 512 * 512, &[0; 512]),
+        let content = copy.files.values_mut().nth(usize::from(file) % count).expect("there is one");
+        let at = usize::from(block % 5) * BLOCK_BYTES + usize::from(u16::from_le_bytes([low, high]) % 4096);
+        let range = match file / 64 {
+            0 | 1 => at..at + 1,
+            2 => at..at + 16,
+            _ => at / 512 * 512..at / 512 * 512 + 512,
+        };
+        let end = range.end.min(content.len());
+        for byte in &mut content[range.start.min(end)..end] {
+            *byte = match file / 64 {
+                0 | 1 => *byte ^ value,
+                2 => value,
+                _ => 0,
+            };
         }
     }
     copy
 }
 
-/// Damage without knowledge of the checksums: what is opened or repaired is what was there, or nothing is.
+/// Damage without knowledge of the checksums: what is opened is what was there, or nothing is.
 fn log_directory(data: &[u8]) {
     BASE.with(|(disk, held)| {
-        let copy = damaged(disk, data);
-        if let Ok((_, found)) = Log::open(copy.fork(2), options(3), Some(&ID)) {
+        if let Ok((_, found)) = Log::open(damaged(disk, data), options(3), Some(&ID)) {
             assert_eq!(found, *held, "a damaged log was opened and holds something else");
-            return;
         }
+    });
+}
+
+/// The same for what is repaired, with another member that holds everything.
+fn log_repair(data: &[u8]) {
+    BASE.with(|(disk, held)| {
+        let mut copy = damaged(disk, data);
         let mut repair = Repair::new(options(3), vec![]);
         for _ in 0..2 {
-            match repair.look(&mut copy.clone(), Some(&ID)) {
+            match repair.look(&mut copy, Some(&ID)) {
                 Ok(Progress::Wants(_)) => repair.offer(held.entries.clone()),
                 Ok(Progress::Ready(_)) => {
-                    repair.write(&mut copy.clone()).expect("a simulated disk writes");
+                    repair.write(&mut copy).expect("memory takes everything");
                     if let Ok((_, found)) = Log::open(copy, options(3), Some(&ID)) {
                         assert_eq!(found, *held, "a repaired log holds something else");
                     }
                     return;
                 }
-                Ok(Progress::Whole) | Err(LogError::Corrupt { .. }) => return,
+                Ok(Progress::Whole) | Err(LogError::Corrupt { .. } | LogError::ForeignIdentity { .. }) => return,
                 Err(error) => panic!("{error}"),
             }
         }
     });
 }
 
-/// The same with every checksum put right: the reader behind them must not panic, whatever it is told.
+/// Damage with every checksum put right: the readers behind them must not panic, whatever they are told.
 fn log_directory_resealed(data: &[u8]) {
     BASE.with(|(disk, _)| {
-        let copy = damaged(disk, data);
-        for name in copy.clone().list().expect("lists") {
-            reseal(&copy, &name);
+        let mut copy = damaged(disk, data);
+        for (name, bytes) in &mut copy.files {
+            reseal(name, bytes);
         }
-        let _ = Log::open(copy.fork(2), options(3), None);
-        let _ = Repair::new(options(3), vec![]).look(&mut copy.clone(), None);
+        let _ = Log::open(copy.clone(), options(3), None);
         let mut scrub = Scrub::new(options(3), ID);
         for _ in 0..200 {
-            if let Ok(Scrubbed::Pass { .. }) = scrub.step(&mut copy.clone()) {
+            if let Ok(Scrubbed::Pass { .. }) = scrub.step(&mut copy) {
                 break;
             }
         }
     });
 }
 
-fn reseal(disk: &FaultyDisk, name: &str) {
-    let Some(mut bytes) = disk.medium(name) else { return };
+fn reseal(name: &str, bytes: &mut [u8]) {
     let seal = |block: &mut [u8], seed: u32| {
         let end = block.len() - 4;
         let crc = crc32c::crc32c_append(seed, &block[..end]);
@@ -180,25 +193,25 @@ fn reseal(disk: &FaultyDisk, name: &str) {
     for block in bytes.chunks_exact_mut(BLOCK_BYTES).take(heads) {
         seal(block, 0);
     }
-    if name != "meta" && bytes.len() > BLOCK_BYTES {
-        let salt = u64::from_le_bytes(bytes[40..48].try_into().expect("eight bytes"));
-        let seed = (salt >> 32) as u32 ^ salt as u32;
-        let mut chain = u32::from_le_bytes(bytes[56..60].try_into().expect("four bytes"));
-        for at in (BLOCK_BYTES..bytes.len()).step_by(BLOCK_BYTES) {
-            if &bytes[at..at + 4] != b"QBAT" {
-                continue;
-            }
-            let len = u32::from_le_bytes(bytes[at + 56..at + 60].try_into().expect("four bytes")) as usize;
-            if let Some(body) = bytes.get(at + 128..(at + 128).saturating_add(len)) {
-                let crc = crc32c::crc32c(body);
-                bytes[at + 60..at + 64].copy_from_slice(&crc.to_le_bytes());
-            }
-            bytes[at + 88..at + 92].copy_from_slice(&chain.to_le_bytes());
-            seal(&mut bytes[at..at + 128], seed);
-            chain = u32::from_le_bytes(bytes[at + 124..at + 128].try_into().expect("four bytes"));
-        }
+    if name == "meta" || bytes.len() <= BLOCK_BYTES {
+        return;
     }
-    disk.overwrite(name, 0, &bytes);
+    let salt = u64::from_le_bytes(bytes[40..48].try_into().expect("eight bytes"));
+    let seed = (salt >> 32) as u32 ^ salt as u32;
+    let mut chain = u32::from_le_bytes(bytes[56..60].try_into().expect("four bytes"));
+    for at in (BLOCK_BYTES..bytes.len()).step_by(BLOCK_BYTES) {
+        if &bytes[at..at + 4] != b"QBAT" {
+            continue;
+        }
+        let len = u32::from_le_bytes(bytes[at + 56..at + 60].try_into().expect("four bytes")) as usize;
+        if let Some(body) = bytes.get(at + 128..(at + 128).saturating_add(len)) {
+            let crc = crc32c::crc32c(body);
+            bytes[at + 60..at + 64].copy_from_slice(&crc.to_le_bytes());
+        }
+        bytes[at + 88..at + 92].copy_from_slice(&chain.to_le_bytes());
+        seal(&mut bytes[at..at + 128], seed);
+        chain = u32::from_le_bytes(bytes[at + 124..at + 128].try_into().expect("four bytes"));
+    }
 }
 
 /// A message that can be read is read the same again from its own encoding.
@@ -293,4 +306,16 @@ fn snapshot_bodies(data: &[u8]) {
         chunks.push(chunk.freeze());
     }
     let _ = Machine::restore(chunks);
+}
+
+/// A run of chunks on disk.
+fn checkpoint_file(data: &[u8]) {
+    static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        // In memory where there is such a directory.
+        let memory = std::path::PathBuf::from("/dev/shm");
+        let dir = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        dir.join(format!("quorate-fuzz-{}.run", std::process::id()))
+    });
+    node::run_file(path, data);
 }

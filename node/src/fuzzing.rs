@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::snapshot::RunReader;
 use crate::transport::{self, Frame};
 
 /// A frame's body: what can be read is read the same again from its own encoding.
@@ -14,14 +15,26 @@ pub fn frame(data: &[u8]) {
 
 /// Bytes as a socket gives them: frames until one is wrong.
 pub fn frame_stream(mut data: &[u8]) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without anything");
-    runtime.block_on(async { while transport::read_frame(&mut data).await.is_ok() {} });
+    futures::executor::block_on(async { while transport::read_frame(&mut data).await.is_ok() {} });
 }
 
 /// What a member noted of others.
 pub fn peers_file(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         transport::reread_identities(text);
+    }
+}
+
+/// A file of a checkpoint, chunk by chunk, at `path`, which is written over.
+pub fn run_file(path: &std::path::Path, data: &[u8]) {
+    std::fs::write(path, data).expect("a temporary file can be written");
+    let mut chunks = RunReader::open(path).expect("it is there");
+    let mut at = 0;
+    while let Ok(Some(chunk)) = chunks.next_chunk() {
+        if quorate_state::snapshot::check(&chunk).is_ok() {
+            let _ = quorate_state::snapshot::decode(&chunk, at);
+        }
+        at += 1;
     }
 }
 

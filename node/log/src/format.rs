@@ -19,6 +19,10 @@ pub const META_BYTES: usize = 2 * BLOCK_BYTES;
 /// Version of everything here. A change that an older reader would misread raises it.
 pub const FORMAT_VERSION: u16 = 1;
 
+/// No log gets this far. Larger numbers are not ours, whatever their checksum says, and nothing computed from smaller ones
+/// overflows.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"QSEG");
 const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"QBAT");
 const META_MAGIC: u32 = u32::from_le_bytes(*b"QMET");
@@ -72,6 +76,11 @@ fn is_sealed(block: &[u8], seed: u32) -> bool {
     crc32c::crc32c_append(seed, body).to_le_bytes() == tail
 }
 
+/// Numbers that count something from 1.
+fn is_number(number: u64) -> bool {
+    (1..=NUMBER_MAX).contains(&number)
+}
+
 /// First block of a segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SegmentHeader {
@@ -111,13 +120,14 @@ impl SegmentHeader {
             return None;
         }
         b.advance(2);
-        Some(SegmentHeader {
+        let header = SegmentHeader {
             identity: get_identity(&mut b),
             segment_id: b.get_u64_le(),
             salt: b.get_u64_le(),
             first_seq: b.get_u64_le(),
             chain: b.get_u32_le(),
-        })
+        };
+        (is_number(header.segment_id) && is_number(header.first_seq)).then_some(header)
     }
 
     /// Unique per segment and boot, and never shown to a client; that is all the salt is for.
@@ -258,7 +268,10 @@ impl BatchHeader {
         let crc = u32::from_le_bytes(block[HEADER_BYTES - 4..HEADER_BYTES].try_into().ok()?);
         let ours = header.segment_id == segment.segment_id
             && header.cluster_id == segment.identity.cluster_id
-            && header.member_id == segment.identity.member_id;
+            && header.member_id == segment.identity.member_id
+            && is_number(header.seq)
+            && header.durable_seq < header.seq
+            && [&header.held, &header.held_before].iter().all(|held| held.last_index <= NUMBER_MAX);
         ours.then_some((header, crc))
     }
 }
@@ -380,17 +393,28 @@ fn decode_record(kind: u8, payload: &mut Bytes) -> Result<Stored, String> {
                 if crc32c::crc32c(&bytes) != crc {
                     return Err("an entry does not match its crc".to_owned());
                 }
-                entries.push(decode_entry(&mut bytes).map_err(bad)?);
+                let entry = decode_entry(&mut bytes).map_err(bad)?;
+                if !is_number(entry.index) {
+                    return Err(format!("no entry has index {}", entry.index));
+                }
+                entries.push(entry);
                 if !bytes.is_empty() {
                     return Err("an entry has bytes too many".to_owned());
                 }
             }
             Ok(Stored::Append(entries))
         }
-        KIND_TRUNCATE => Ok(Stored::TruncateTo(take(payload, 8, "truncation index")?.get_u64_le())),
+        KIND_TRUNCATE => match take(payload, 8, "truncation index")?.get_u64_le() {
+            index if index <= NUMBER_MAX => Ok(Stored::TruncateTo(index)),
+            index => Err(format!("no log is truncated to {index}")),
+        },
         KIND_MARK => {
             let keeps = take(payload, 1, "mark flag")?[0] == 1;
-            Ok(Stored::Mark { meta: decode_snap_meta(payload).map_err(bad)?, keeps })
+            let meta = decode_snap_meta(payload).map_err(bad)?;
+            if meta.index > NUMBER_MAX {
+                return Err(format!("no mark stands at {}", meta.index));
+            }
+            Ok(Stored::Mark { meta, keeps })
         }
         other => Err(format!("unknown record kind {other}")),
     }
@@ -449,13 +473,15 @@ impl MetaSlot {
         let identity = get_identity(&mut b);
         let (generation, boot_nonce, write_no) = (b.get_u64_le(), b.get_u64_le(), b.get_u64_le());
         let (term, vote) = (b.get_u64_le(), b.get_u64_le());
-        Some(MetaSlot {
+        let durable_seq = b.get_u64_le();
+        let are_ours = [generation, write_no, durable_seq].iter().all(|number| *number <= NUMBER_MAX);
+        are_ours.then_some(MetaSlot {
             identity,
             generation,
             boot_nonce,
             write_no,
             hard: HardState { term, vote: (vote != 0).then_some(quorate_raft::types::MemberId(vote)) },
-            durable_seq: b.get_u64_le(),
+            durable_seq,
         })
     }
 }

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use quorate_log::faulty::{Op, SECTOR_BYTES, SplitMix, Survival};
-use quorate_log::format::{BLOCK_BYTES, BatchHeader, MetaSlot, SegmentHeader, decode_records};
+use quorate_log::format::{BLOCK_BYTES, BatchHeader, MetaSlot, SegmentHeader, decode_records, encode_record};
 use quorate_log::{FaultyDisk, Identity, Log, LogError, RealDisk, Verdict};
-use quorate_raft::types::{HardState, MemberId, Record, WriteSeq};
+use quorate_raft::types::{Entry, HardState, MemberId, Payload, Record, WriteSeq};
 
 use crate::{ID, Model, entry, hard, mark, models, names_of, options, run_script, script};
 
@@ -502,6 +502,24 @@ pub(crate) fn garbage_never_panics_a_decoder() {
         assert!(BatchHeader::decode(&bytes, &header).is_none());
         assert!(MetaSlot::decode(&bytes).is_none());
         assert!(SegmentHeader::decode(&bytes).is_none());
+    }
+}
+
+#[test]
+pub(crate) fn numbers_no_log_ever_reaches_are_refused_and_overflow_nothing() {
+    let header = |segment_id, first_seq| SegmentHeader { identity: ID, segment_id, salt: 2, first_seq, chain: 0 };
+    for (segment_id, first_seq) in [(1, 0), (0, 1), (1, u64::MAX), (u64::MAX, 1)] {
+        assert_eq!(SegmentHeader::decode(&header(segment_id, first_seq).encode()), None);
+        let disk = FaultyDisk::new(1);
+        drop(Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates"));
+        disk.overwrite("wal-0000000000000001.seg", 0, &header(segment_id, first_seq).encode());
+        assert!(Log::open(disk.clone(), options(2), Some(&ID)).is_err());
+    }
+    for index in [0, u64::MAX] {
+        let mut body = bytes::BytesMut::new();
+        let entry = Entry { term: 1, index, payload: Payload::Noop };
+        encode_record(&Record::Append(vec![entry]), true, &mut body);
+        assert!(decode_records(body.freeze()).is_err(), "an entry of index {index}");
     }
 }
 
