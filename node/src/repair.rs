@@ -52,6 +52,7 @@ pub(crate) async fn at_start(
                 tell(&mended);
                 return Ok(disk);
             }
+            Progress::Wants(_) if urls.is_empty() => break,
             Progress::Wants(wanted) => {
                 if round > 0 {
                     tokio::time::sleep(ROUND_PAUSE).await;
