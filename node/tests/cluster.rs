@@ -127,6 +127,7 @@ async fn a_member_that_lost_its_disk_does_not_count_under_its_old_id() {
     }
     let leader = cluster.leader().await;
     let (lost, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let id = cluster.members[lost].status().await.expect("it runs").member_id;
     cluster.members[lost].kill();
     // Whoever was told of it remembers it after a restart, too.
     cluster.members[other].kill();
@@ -141,7 +142,6 @@ async fn a_member_that_lost_its_disk_does_not_count_under_its_old_id() {
     cluster.members[other].put_surely("k1", "v").await;
     let leader = cluster.leader().await;
     assert_ne!(leader, lost);
-    let id = cluster.members[lost].status().await.expect("it runs").member_id;
     until("none of its words is heard", || async {
         let told = cluster.members[leader].status().await?;
         told.progress.iter().find(|p| p.member_id == id && !p.active).cloned()
