@@ -2,6 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_raft::codec;
+use quorate_raft::frame as envelope;
 use quorate_raft::io::{Change, Refusal};
 use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, MemberInfo, Payload, SnapMeta, Term};
 use quorate_raft::wire::Msg;
@@ -13,7 +14,7 @@ use crate::snapshot::{RUNS_MAX, RunFile, RunKind};
 /// Largest frame. Above the largest append, which one entry of the largest size may exceed its byte budget by.
 pub const FRAME_BYTES_MAX: usize = 48 << 20;
 /// Length and checksum.
-pub const FRAME_HEADER_BYTES: usize = 8;
+pub const FRAME_HEADER_BYTES: usize = envelope::HEADER_BYTES;
 /// Of the protocol between members; another version is refused.
 const PROTOCOL: u16 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"QPER");
@@ -112,10 +113,6 @@ pub enum Frame {
 /// Why bytes of a peer were not a frame. The connection is closed.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    #[error("a frame of {bytes} bytes is above the limit of {FRAME_BYTES_MAX}")]
-    TooLarge { bytes: usize },
-    #[error("a frame's checksum does not match its bytes")]
-    Checksum,
     #[error("a frame is too short")]
     Short,
     #[error("frame kind {0} is not known")]
@@ -145,14 +142,9 @@ impl Frame {
 
     /// Appends the whole frame, header included.
     pub fn encode(&self, out: &mut BytesMut) {
-        let start = out.len();
-        out.put_u64_le(0);
+        let start = envelope::begin(out);
         self.encode_body(out);
-        let body = start + FRAME_HEADER_BYTES;
-        let len = u32::try_from(out.len() - body).expect("a frame is below 4 GiB");
-        let crc = crc32c::crc32c(&out[body..]);
-        out[start..start + 4].copy_from_slice(&len.to_le_bytes());
-        out[start + 4..body].copy_from_slice(&crc.to_le_bytes());
+        envelope::seal(out, start);
     }
 
     fn encode_body(&self, out: &mut BytesMut) {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
+use quorate_raft::frame as envelope;
 use quorate_raft::types::MemberId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameError, Hello, Purpose};
+use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, Hello, Purpose};
 use super::{Local, Queue, Queued, Refused};
 use crate::driver::DriverInput;
 
@@ -42,18 +43,9 @@ pub(crate) fn authority(url: &str) -> Result<&str> {
 pub(crate) async fn read_frame(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<Frame> {
     let mut header = [0; FRAME_HEADER_BYTES];
     stream.read_exact(&mut header).await?;
-    let (len, crc) = header.split_at(4);
-    let len = u32::from_le_bytes(len.try_into().expect("four bytes"));
-    let crc = u32::from_le_bytes(crc.try_into().expect("four bytes"));
-    let len = usize::try_from(len).unwrap_or(usize::MAX);
-    if len > FRAME_BYTES_MAX {
-        bail!(FrameError::TooLarge { bytes: len });
-    }
-    let mut body = BytesMut::zeroed(len);
+    let mut body = BytesMut::zeroed(envelope::body_bytes(header, FRAME_BYTES_MAX)?);
     stream.read_exact(&mut body).await?;
-    if crc32c::crc32c(&body) != crc {
-        bail!(FrameError::Checksum);
-    }
+    envelope::check(header, &body)?;
     Ok(Frame::decode(body.freeze())?)
 }
 
