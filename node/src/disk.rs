@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quorate_log::Space;
+use quorate_raft::quorum::majority;
+use quorate_raft::types::{Config, MemberId};
 use quorate_state::{Command, TxnOp};
 
 /// Shared by the log thread, the scrub and everybody who asks.
@@ -12,6 +14,8 @@ pub struct DiskHealth {
     free_bytes: AtomicU64,
     reserved_bytes: AtomicU64,
     is_low: AtomicBool,
+    /// This member leads, and nothing that grows may be proposed.
+    is_growth_refused: AtomicBool,
     /// Passes of the scrub over all finished segments, and bytes it has read.
     pub scrub_passes: AtomicU64,
     pub scrub_bytes: AtomicU64,
@@ -29,7 +33,7 @@ impl DiskHealth {
             tracing::warn!(
                 free_bytes = space.free_bytes,
                 reserved_bytes = space.reserved_bytes,
-                "the volume is nearly full: puts are refused; deletes, compaction, reads and votes go on"
+                "the volume is nearly full: a leader refuses puts; deletes, compaction, reads and votes go on"
             );
         } else if was_low && !space.is_low {
             tracing::info!(free_bytes = space.free_bytes, "the volume has room again: puts are taken");
@@ -44,14 +48,31 @@ impl DiskHealth {
     pub fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes.load(Ordering::Relaxed)
     }
-    /// Nothing that grows may be proposed.
+    /// Nothing that grows should be promised any more.
     pub fn is_low(&self) -> bool {
         self.is_low.load(Ordering::Relaxed)
+    }
+    /// Whether this member, as the leader, refuses what grows.
+    pub fn is_growth_refused(&self) -> bool {
+        self.is_growth_refused.load(Ordering::Relaxed)
+    }
+    pub(crate) fn refuse_growth(&self, refused: bool) {
+        self.is_growth_refused.store(refused, Ordering::Relaxed);
     }
     /// Damage found and not mended: gone only with a repair at the next start, or with the segment.
     pub fn rot_open(&self) -> u64 {
         self.rot_found.load(Ordering::Relaxed).saturating_sub(self.rot_mended.load(Ordering::Relaxed))
     }
+}
+
+/// Whether a leader must refuse what grows: its own volume is nearly full, or those of so many voters that no majority is
+/// left without. A follower cannot refuse what the leader sends, so the leader must not send it.
+pub(crate) fn must_not_grow(leader: MemberId, config: &Config, is_low: impl Fn(MemberId) -> bool) -> bool {
+    let lacks = |voters: &std::collections::BTreeSet<MemberId>| {
+        let with_room = voters.iter().filter(|id| !is_low(**id)).count();
+        !voters.is_empty() && with_room < majority(voters.len())
+    };
+    is_low(leader) || lacks(&config.voters) || lacks(&config.voters_outgoing)
 }
 
 /// Whether carrying out the command can make the state larger. What frees room must stay possible on a full volume.
@@ -68,5 +89,39 @@ pub(crate) fn grows(command: &Command) -> bool {
         Command::Txn(txn) => any_put(&txn.success) || any_put(&txn.failure),
         // Whatever else there is: only what is known to free room passes.
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_ends_when_no_majority_has_room_or_the_leader_has_none() {
+        let ids = |numbers: &[u64]| numbers.iter().map(|id| MemberId(*id)).collect();
+        let config = Config { voters: ids(&[1, 2, 3]), ..Config::default() };
+        let low = |low: &'static [u64]| move |id: MemberId| low.contains(&id.0);
+        assert!(!must_not_grow(MemberId(1), &config, low(&[])));
+        assert!(!must_not_grow(MemberId(1), &config, low(&[3])), "one follower behind is none that commits");
+        assert!(must_not_grow(MemberId(1), &config, low(&[2, 3])));
+        assert!(must_not_grow(MemberId(1), &config, low(&[1])));
+        let joint = Config { voters_outgoing: ids(&[4, 5, 6]), ..config };
+        assert!(must_not_grow(MemberId(1), &joint, low(&[4, 5])), "both halves must have room");
+        assert!(!must_not_grow(MemberId(1), &joint, low(&[3, 4])));
+    }
+
+    #[test]
+    fn what_makes_room_does_not_grow() {
+        use quorate_state::{DeleteRange, KeyRange, Put, Txn};
+        let put = Put { key: "k".into(), ..Put::default() };
+        let delete = DeleteRange { range: KeyRange::one("k"), prev_kv: false };
+        assert!(grows(&Command::Put(put.clone())));
+        assert!(!grows(&Command::DeleteRange(delete.clone())));
+        assert!(!grows(&Command::Compact { revision: 3 }));
+        let deleting = Txn { success: vec![TxnOp::DeleteRange(delete)], ..Txn::default() };
+        assert!(!grows(&Command::Txn(deleting.clone())));
+        let nested =
+            Txn { failure: vec![TxnOp::Txn(Txn { success: vec![TxnOp::Put(put)], ..deleting })], ..Txn::default() };
+        assert!(grows(&Command::Txn(nested)));
     }
 }

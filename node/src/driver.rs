@@ -39,6 +39,8 @@ const HELD_EVERY_US: u64 = 20_000;
 const HELD_MAX: usize = 50_000;
 /// Forwarded proposals that were answered meanwhile are forgotten this often.
 const SWEEP_EVERY_US: u64 = 1_000_000;
+/// What a member told of its volume is believed this long; members tell with every sweep.
+const ROOM_BELIEVED_US: u64 = 10 * SWEEP_EVERY_US;
 /// A stopping member that leads no more gives its clients this long to get their answers and go. Watches do not end by
 /// themselves, so this is how long it takes to stop under them.
 const DRAIN_US: u64 = 500_000;
@@ -215,6 +217,8 @@ pub(crate) struct Driver {
     /// Proposals sent to another member, with the term they were sent in.
     limbo: BTreeMap<u64, Term>,
     swept: Time,
+    /// Which members told when that their volume is nearly full, or is not.
+    rooms: BTreeMap<MemberId, (Time, bool)>,
     forwarded_changes: BTreeMap<u64, oneshot::Sender<Result<ConfigAt, CallError>>>,
     held: Held,
     published: Time,
@@ -248,6 +252,7 @@ impl Driver {
             tokens: 1 << 62,
             limbo: BTreeMap::new(),
             swept: Time(0),
+            rooms: BTreeMap::new(),
             forwarded_changes: BTreeMap::new(),
             held: Held::default(),
             published: Time(0),
@@ -302,6 +307,7 @@ impl Driver {
                 let waiters = &self.out.shared.waiters;
                 self.limbo.retain(|number, _| waiters.is_waiting(*number));
                 self.out.peers.forget_strangers(now, &self.config);
+                self.tell_room(now);
             }
             let is_drained = self.is_draining && self.out.shared.waiters.is_empty();
             if is_drained || self.stopping.is_some_and(|due| now >= due) {
@@ -470,6 +476,10 @@ impl Driver {
                 Proposal::Own { number } => {
                     // The caller may have given up meanwhile.
                     let Some(payload) = self.out.shared.waiters.expose(number) else { continue };
+                    if is_leader && self.has_no_room_for(&payload) {
+                        self.out.shared.waiters.fail(number, CallError::NoSpace);
+                        continue;
+                    }
                     self.waiting.insert(Token(number), Waiting::Proposal { term: now_term });
                     batch.push((Token(number), payload));
                 }
@@ -490,9 +500,28 @@ impl Driver {
         self.step(now, Input::Propose { batch }, effects);
     }
 
+    /// The leader must know of every volume that is nearly full: it alone can stop what grows.
+    fn tell_room(&mut self, now: Time) {
+        let own = self.out.shared.identity.member_id;
+        let is_low = self.out.shared.disk.is_low();
+        self.rooms.insert(own, (now, is_low));
+        self.rooms.retain(|_, (told, _)| now.since(*told) < ROOM_BELIEVED_US);
+        if let Some(leader) = self.node.leader().filter(|leader| *leader != own) {
+            self.out.peers.tell_room(leader, is_low);
+        }
+        self.judge_room();
+    }
+
+    fn judge_room(&self) {
+        let own = self.out.shared.identity.member_id;
+        let is_low = |id: MemberId| self.rooms.get(&id).is_some_and(|(_, is_low)| *is_low);
+        let refused = self.node.is_leader() && disk::must_not_grow(own, &self.config, is_low);
+        self.out.shared.disk.refuse_growth(refused);
+    }
+
     /// Decided before an index is assigned: such a command has certainly not been executed.
     fn has_no_room_for(&self, payload: &Bytes) -> bool {
-        self.out.shared.disk.is_low()
+        self.out.shared.disk.is_growth_refused()
             && payload.len() > REQUEST_HEADER_BYTES
             && Command::decode(payload.slice(REQUEST_HEADER_BYTES..)).is_ok_and(|command| disk::grows(&command))
     }
@@ -552,6 +581,10 @@ impl Driver {
             }
             PeerInput::Forward { number, term, payload } => {
                 self.proposals.push(Proposal::Forwarded { origin: from, number, term, payload });
+            }
+            PeerInput::Room { is_low } => {
+                self.rooms.insert(from, (now, is_low));
+                self.judge_room();
             }
             PeerInput::ForwardRefused { number, term, is_full } => {
                 // Certainly not executed there: find another leader. A refusal of an earlier attempt says nothing
@@ -701,6 +734,7 @@ impl Driver {
         match &event {
             Event::BecameLeader { term } => {
                 self.elections += 1;
+                self.tell_room(now);
                 tracing::info!(term, "became leader");
             }
             Event::BecameFollower { term, leader } => {

@@ -16,7 +16,7 @@ use quorate_raft::types::{ConfigAt, MemberId};
 use quorate_state::{Applied, Command, Event, StateError, View};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::disk::{DiskHealth, grows};
+use crate::disk::DiskHealth;
 use crate::driver::{DriverInput, Inbox};
 
 /// Batches of watch events that a slow subscriber may lag behind before it must read history from a view.
@@ -252,9 +252,6 @@ impl Handle {
 
     /// The machine's answer to `command`, once it is committed and applied on this member. Any member takes it.
     pub async fn propose(&self, command: &Command) -> Result<Applied, CallError> {
-        if self.shared.disk.is_low() && grows(command) {
-            return Err(CallError::NoSpace);
-        }
         let number = self.shared.numbers.fetch_add(1, Ordering::Relaxed);
         let mut payload = BytesMut::with_capacity(64);
         payload.put_u64_le(self.shared.identity.member_id.0);

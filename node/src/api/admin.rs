@@ -146,6 +146,9 @@ impl Admin for Api {
             db_size_bytes: view.size_bytes(),
             fault: fault.to_owned(),
             applied_caught_up: view.applied_index() >= commit,
+            disk_free_bytes: self.handle().disk().free_bytes(),
+            disk_low: self.handle().disk().is_low(),
+            rot_open: self.handle().disk().rot_open(),
         }))
     }
 

@@ -155,7 +155,12 @@ pub(crate) fn text(api: &Api) -> String {
 fn disk(page: &mut Page, disk: &DiskHealth) {
     page.gauge(&["quorate_disk_free_bytes"], "Free on the volume of the log.", disk.free_bytes());
     page.gauge(&["quorate_disk_reserved_bytes"], "Set aside for votes and for what makes room.", disk.reserved_bytes());
-    page.gauge(&["quorate_disk_low"], "Whether puts are refused for want of room.", u8::from(disk.is_low()));
+    page.gauge(&["quorate_disk_low"], "Whether the volume is nearly full.", u8::from(disk.is_low()));
+    page.gauge(
+        &["quorate_growth_refused"],
+        "Whether this leader refuses puts for want of room, here or on too many voters.",
+        u8::from(disk.is_growth_refused()),
+    );
     let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
     page.counter(&["quorate_scrub_passes_total"], "Passes over all finished segments.", of(&disk.scrub_passes));
     page.counter(&["quorate_scrub_bytes_total"], "Bytes the scrub has read.", of(&disk.scrub_bytes));

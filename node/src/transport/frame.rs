@@ -69,6 +69,10 @@ pub enum Frame {
         term: Term,
         is_full: bool,
     },
+    /// Whether the sender's volume is nearly full.
+    Room {
+        is_low: bool,
+    },
     EntriesAsked {
         first: Index,
         last: Index,
@@ -232,6 +236,10 @@ impl Frame {
                 codec::encode_config(config, out);
                 put_ids(started, out);
             }
+            Frame::Room { is_low } => {
+                out.put_u8(16);
+                out.put_u8(u8::from(*is_low));
+            }
             Frame::EntriesAsked { first, last } => {
                 out.put_u8(14);
                 out.put_u64_le(*first);
@@ -290,6 +298,7 @@ impl Frame {
                 config: codec::decode_config(&mut body)?,
                 started: ids(&mut body)?,
             },
+            16 => Frame::Room { is_low: u8_of(&mut body)? != 0 },
             14 => Frame::EntriesAsked { first: u64_of(&mut body)?, last: u64_of(&mut body)? },
             15 => {
                 let mut entries = Vec::new();
@@ -579,6 +588,7 @@ pub(crate) fn samples() -> Vec<Frame> {
         Frame::Welcome { refusal: None },
         Frame::Welcome { refusal: Some("another cluster".to_owned().into()) },
         Frame::Welcome { refusal: Some(Refused { why: "a twin".to_owned(), halts: true }) },
+        Frame::Room { is_low: true },
         Frame::EntriesAsked { first: 3, last: 9 },
         Frame::Entries(vec![Entry { term: 2, index: 3, payload: Payload::Noop }]),
         Frame::Msgs(vec![Msg::TimeoutNow { term: 4 }, Msg::AppendReply { term: 1, matched: 2 }]),

@@ -140,6 +140,7 @@ async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Resu
         let input = match frame {
             Frame::Msgs(msgs) => PeerInput::Msgs(msgs),
             Frame::Forward { number, term, payload } => PeerInput::Forward { number, term, payload },
+            Frame::Room { is_low } => PeerInput::Room { is_low },
             Frame::ForwardRefused { number, term, is_full } => PeerInput::ForwardRefused { number, term, is_full },
             Frame::Change { number, expect, change } => PeerInput::Change { number, expect, change },
             Frame::ChangeAnswer { number, answer } => PeerInput::ChangeAnswer { number, answer },

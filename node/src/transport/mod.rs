@@ -53,6 +53,7 @@ pub enum PeerInput {
     Msgs(Vec<Msg>),
     Forward { number: u64, term: Term, payload: Bytes },
     ForwardRefused { number: u64, term: Term, is_full: bool },
+    Room { is_low: bool },
     Change { number: u64, expect: Option<ConfigAt>, change: Change },
     ChangeAnswer { number: u64, answer: ChangeAnswer },
 }
@@ -244,6 +245,9 @@ impl Peers {
     }
     pub(crate) fn forward_refused(&mut self, to: MemberId, number: u64, term: Term, is_full: bool) {
         self.peer(to).control.push(Frame::ForwardRefused { number, term, is_full });
+    }
+    pub(crate) fn tell_room(&mut self, to: MemberId, is_low: bool) {
+        self.peer(to).control.push(Frame::Room { is_low });
     }
     pub(crate) fn forward_change(&mut self, to: MemberId, number: u64, expect: Option<ConfigAt>, change: &Change) {
         self.peer(to).control.push(Frame::Change { number, expect, change: change.clone() });
