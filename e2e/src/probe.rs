@@ -1,7 +1,8 @@
 //! The availability prober: how long nothing can be written when a leader goes away.
 //!
-//! Open loop: one write is due every 10 ms whatever became of those before. The gap is the longest time between two
-//! answered writes around the event. Three members of ours and three of etcd's stand side by side on loopback; events
+//! Open loop: one write is due every 2 ms whatever became of those before. The gap is the longest time between two
+//! answered writes around the event; beside it stands the longest one of as long a time before the event, which is what
+//! this machine does to anybody. Three members of ours and three of etcd's stand side by side on loopback; events
 //! alternate between them, so that both meet the same machine. A write that never left this process goes to the next
 //! member, as client libraries do; one whose outcome is open has failed.
 
@@ -22,17 +23,17 @@ use tonic::{Code, Status};
 use crate::chaos::members::{Kind, Members, Program};
 use crate::chaos::rng::Rng;
 
-const TICK: Duration = Duration::from_millis(10);
+/// Shorter than what is measured: no gap can be seen that is smaller than a tick.
+const TICK: Duration = Duration::from_millis(2);
 /// A write without an answer after this has failed.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 const CONNECT_LIMIT: Duration = Duration::from_millis(300);
 /// A member that could not be reached is left out for this long.
 const LEFT_OUT: Duration = Duration::from_millis(200);
-/// Writes before the event; its moment is drawn, so that it meets every phase of heartbeats.
-const BEFORE_MS: u64 = 400;
+/// Writes before those that count: connections are made.
+const WARM: Duration = Duration::from_millis(200);
+/// The event's moment is drawn, so that it meets every phase of heartbeats.
 const PHASE_MS: u64 = 100;
-/// Writes go on for this long after the event: beyond two elections.
-const AFTER: Duration = Duration::from_millis(1_500);
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(15);
 /// Tries to meet a leader that stays until its event.
@@ -82,6 +83,14 @@ impl Event {
         }
     }
 
+    /// Writes go on for this long after the event: beyond two elections, or a transfer's deadline.
+    fn watched(self) -> Duration {
+        Duration::from_millis(match self {
+            Event::Kill => 1_500,
+            Event::Move | Event::Term => 600,
+        })
+    }
+
     /// p50 and p99 of the gap in ms, and whether no request may fail.
     fn goal(self) -> (u64, u64, bool) {
         match self {
@@ -95,6 +104,8 @@ impl Event {
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     gap: Duration,
+    /// The longest gap in as long a time before the event.
+    quiet: Duration,
     probe_failed: u64,
     load_failed: u64,
     written: u64,
@@ -148,8 +159,8 @@ fn side(name: &'static str, kind: Kind, path: &Path, dir: &Path, ports: u16, fla
 
 async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
     let mut table = format!(
-        "{:<15} {:<8} {:>5}  {:>7} {:>7} {:>7}  {:>12} {:>11}  goal\n",
-        "event", "of", "n", "p50 ms", "p99 ms", "max ms", "probe failed", "load failed"
+        "{:<15} {:<8} {:>5}  {:>7} {:>7} {:>7}  {:>9} {:>9}  {:>12} {:>11}  goal\n",
+        "event", "of", "n", "p50 ms", "p99 ms", "max ms", "quiet p50", "quiet p99", "probe failed", "load failed"
     );
     print!("{table}");
     let mut rng = Rng::new(1);
@@ -158,7 +169,7 @@ async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
             for k in 0..sides.len() {
                 // Which goes first alternates, too.
                 let at = (n + k) % sides.len();
-                let phase = Duration::from_millis(BEFORE_MS + rng.below(PHASE_MS));
+                let phase = WARM + kind.watched() + Duration::from_millis(rng.below(PHASE_MS));
                 let side = &mut sides[at];
                 let sample = undisturbed(side, kind, phase, args.load).await;
                 side.samples.push(sample.with_context(|| format!("{} of {}", kind.name(), side.name))?);
@@ -181,22 +192,29 @@ async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
 }
 
 fn row(kind: Event, name: &str, samples: &[Sample]) -> String {
-    let mut gaps: Vec<f64> = samples.iter().map(|s| s.gap.as_secs_f64() * 1e3).collect();
-    gaps.sort_by(f64::total_cmp);
-    let at = |percent: usize| gaps[(gaps.len() - 1) * percent / 100];
+    let sorted = |gap: fn(&Sample) -> Duration| {
+        let mut gaps: Vec<f64> = samples.iter().map(|s| gap(s).as_secs_f64() * 1e3).collect();
+        gaps.sort_by(f64::total_cmp);
+        gaps
+    };
+    let (gaps, quiet) = (sorted(|s| s.gap), sorted(|s| s.quiet));
+    let rank = |percent: usize| (samples.len() - 1) * percent / 100;
+    let at = |percent: usize| gaps[rank(percent)];
     let (probe_failed, load_failed) = samples.iter().fold((0, 0), |(p, l), s| (p + s.probe_failed, l + s.load_failed));
     let written: u64 = samples.iter().map(|s| s.written).sum();
     let (p50, p99, none_fails) = kind.goal();
     let is_met = at(50) <= p50 as f64 && at(99) <= p99 as f64 && (!none_fails || probe_failed + load_failed == 0);
     let failures = if none_fails { ", 0 failed" } else { "" };
     format!(
-        "{:<15} {:<8} {:>5}  {:>7.1} {:>7.1} {:>7.1}  {:>12} {:>11}  {} (p50 <= {p50}, p99 <= {p99}{failures}; {written} written)\n",
+        "{:<15} {:<8} {:>5}  {:>7.1} {:>7.1} {:>7.1}  {:>9.1} {:>9.1}  {:>12} {:>11}  {} (p50 <= {p50}, p99 <= {p99}{failures}; {written} written)\n",
         kind.name(),
         name,
         gaps.len(),
         at(50),
         at(99),
         at(100),
+        quiet[rank(50)],
+        quiet[rank(99)],
         probe_failed,
         load_failed,
         if is_met { "met" } else { "missed" },
@@ -206,7 +224,7 @@ fn row(kind: Event, name: &str, samples: &[Sample]) -> String {
 /// Runs an event until its leader did not change by itself before it: a machine that is too busy is no event of ours.
 async fn undisturbed(side: &mut Side, kind: Event, before: Duration, load: usize) -> Result<Sample> {
     for _ in 0..DISTURBED_MAX {
-        match event(&mut side.members, kind, before, load).await? {
+        match event(side.name, &mut side.members, kind, before, load).await? {
             Some(sample) => return Ok(sample),
             None => side.disturbed += 1,
         }
@@ -215,13 +233,19 @@ async fn undisturbed(side: &mut Side, kind: Event, before: Duration, load: usize
 }
 
 /// Runs the prober around one event and puts the cluster back in order. None if the leader changed before it.
-async fn event(members: &mut Members, kind: Event, before: Duration, load: usize) -> Result<Option<Sample>> {
+async fn event(
+    name: &str,
+    members: &mut Members,
+    kind: Event,
+    before: Duration,
+    load: usize,
+) -> Result<Option<Sample>> {
     let leader = members.settled(SETTLE_LIMIT).await?;
     let target = (leader + 1) % members.list.len();
     let prober = Prober::start(&members.endpoints(), load)?;
     tokio::time::sleep(before).await;
     if members.leader().await.ok() != Some(leader) {
-        prober.stop(Instant::now() - before).await?;
+        prober.stop().await?;
         return Ok(None);
     }
     let at = Instant::now();
@@ -230,8 +254,8 @@ async fn event(members: &mut Members, kind: Event, before: Duration, load: usize
         Event::Move => members.move_leader(leader, target, WRITE_LIMIT).await?,
         Event::Term => members.list[leader].signal(Signal::TERM)?,
     }
-    tokio::time::sleep(AFTER).await;
-    let sample = prober.stop(at).await?;
+    tokio::time::sleep(kind.watched()).await;
+    let sample = sample(name, &*prober.stop().await?, at, kind.watched())?;
     if kind == Event::Term {
         members.list[leader].ended(END_LIMIT).await?;
     }
@@ -282,26 +306,36 @@ impl Prober {
         Ok(Prober { shared, tasks })
     }
 
-    /// Waits for what is under way, then tells the longest gap that touches the time after `event`.
-    async fn stop(self, event: Instant) -> Result<Sample> {
+    /// Waits for what is under way.
+    async fn stop(self) -> Result<Arc<Shared>> {
         self.shared.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
             task.await.context("a client panicked")?;
         }
-        let mut answered = self.shared.answered.lock().expect("no holder of this lock panics").clone();
-        answered.sort_unstable();
-        let after = answered.windows(2).filter(|two| two[1] >= event).map(|two| two[1] - two[0]);
-        let gap = after.max().context("no write was answered after the event")?;
-        for reason in self.shared.reasons.lock().expect("no holder of this lock panics").iter().take(3) {
-            eprintln!("    failed: {reason}");
-        }
-        Ok(Sample {
-            gap,
-            probe_failed: self.shared.probe_failed.load(Ordering::SeqCst),
-            load_failed: self.shared.load_failed.load(Ordering::SeqCst),
-            written: answered.len() as u64,
-        })
+        Ok(self.shared)
     }
+}
+
+/// The longest gap that touches the time after `event`, and the longest one before it.
+fn sample(name: &str, shared: &Shared, event: Instant, watched: Duration) -> Result<Sample> {
+    let mut answered = shared.answered.lock().expect("no holder of this lock panics").clone();
+    answered.sort_unstable();
+    let longest = |is_meant: &dyn Fn(Instant) -> bool| {
+        let pairs = answered.windows(2).filter(|two| is_meant(two[1]));
+        pairs.map(|two| two[1] - two[0]).max()
+    };
+    let gap = longest(&|at| at >= event).context("no write was answered after the event")?;
+    let quiet = longest(&|at| at < event && at + watched >= event).context("no write was answered before the event")?;
+    for reason in shared.reasons.lock().expect("no holder of this lock panics").iter().take(3) {
+        eprintln!("    {name}: {reason}");
+    }
+    Ok(Sample {
+        gap,
+        quiet,
+        probe_failed: shared.probe_failed.load(Ordering::SeqCst),
+        load_failed: shared.load_failed.load(Ordering::SeqCst),
+        written: answered.len() as u64,
+    })
 }
 
 /// One write every tick, whatever became of the others.
