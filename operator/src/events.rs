@@ -150,7 +150,9 @@ fn blocked_note(before: &ConsistentClusterStatus, pass: &Pass) -> Option<Note> {
         | Blocked::BootstrapRefused { .. }
         | Blocked::QuorumLost { .. }
         | Blocked::AmbiguousMember { .. }
-        | Blocked::ForeignLearner { .. } => "StepBlocked",
+        | Blocked::ForeignLearner { .. }
+        | Blocked::MemberFenced { .. }
+        | Blocked::RequestRefused { .. } => "StepBlocked",
     };
     Some(warning(reason, text))
 }

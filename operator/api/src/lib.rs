@@ -4,10 +4,12 @@
 //! types, and a test keeps it in step.
 
 pub mod names;
+pub mod requests;
 pub mod spec;
 pub mod status;
 pub mod units;
 
+pub use requests::{Requests, Transfer};
 pub use spec::{
     ConsistentCluster, ConsistentClusterSpec, Disruption, Keep, PodDisruptionBudget, ResourceAmounts, Resources,
     Storage, Timing, TimingProfile,

@@ -8,7 +8,8 @@ use std::fmt::Write as _;
 use quorate_api::names;
 use quorate_api::spec::{NAME_BYTES_MAX, REPLICAS_MAX, REPLICAS_MIN};
 use quorate_api::{
-    ConsistentCluster, ConsistentClusterSpec, Keep, PodDisruptionBudget, ResourceAmounts, TimingProfile, units,
+    ConsistentCluster, ConsistentClusterSpec, Keep, PodDisruptionBudget, Requests, ResourceAmounts, TimingProfile,
+    units,
 };
 
 /// What is to be done about one ConsistentCluster.
@@ -68,6 +69,8 @@ pub struct ValidatedCluster {
     pub requests: ResourceAmounts,
     pub limits: ResourceAmounts,
     pub budget: PodDisruptionBudget,
+    /// What was asked for beside the spec. It changes no template.
+    pub asked: Requests,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +116,9 @@ impl Intent {
                 since_ms,
             });
         }
-        validate(identity, &cluster.spec).map_or_else(Intent::Refused, Intent::Run)
+        let asked = Requests::of(meta.annotations.as_ref());
+        validate(identity, &cluster.spec)
+            .map_or_else(Intent::Refused, |cluster| Intent::Run(ValidatedCluster { asked, ..cluster }))
     }
 
     pub fn identity(&self) -> &Identity {
@@ -204,6 +209,7 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         requests: resources.requests.clone(),
         limits: resources.limits.clone(),
         budget: disruption.pod_disruption_budget,
+        asked: Requests::default(),
     })
 }
 

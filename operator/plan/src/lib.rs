@@ -11,6 +11,7 @@
 
 mod bootstrap;
 mod delete;
+mod hands;
 pub mod intent;
 mod membership;
 pub mod mutants;

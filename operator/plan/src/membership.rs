@@ -28,7 +28,8 @@ pub(crate) fn start_stopped(pass: &mut Pass<'_>) -> Next {
         if let (None, Some(volume)) = (pass.view.volume(record), stray) {
             return act(Step::AdoptVolume { record: record_ref(record), volume: volume_ref(volume) });
         }
-        if record.member_id.is_some() && pass.view.disk(record) == Disk::Sound {
+        let stays_stopped = pass.is_fenced(record) && !is_planted(Mutant::StartFenced);
+        if record.member_id.is_some() && pass.view.disk(record) == Disk::Sound && !stays_stopped {
             return act(start(record, pass));
         }
     }
@@ -96,7 +97,21 @@ pub(crate) fn mark_leavers(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
         pass.operate(if replaced { Operation::ReplaceMember } else { Operation::ScaleIn }, Some(&record.name));
         return act(mark(record, leader, reason));
     }
-    None
+    replace_asked(pass, leader)
+}
+
+/// A member that is to be replaced at a person's wish; one at a time, for each may cost a transfer of leadership.
+fn replace_asked(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
+    if pass.view.records.values().any(|r| r.retirement.is_some()) {
+        return None;
+    }
+    let asked = |r: &&MemberRecord| {
+        let id = r.member_id.filter(|id| leader.member(*id).is_some()).map(|id| id.to_string());
+        id.is_some() && id.as_ref() == pass.cluster.asked.replaced.get(&r.name)
+    };
+    let record = pass.records().into_iter().find(asked)?;
+    pass.operate(Operation::ReplaceMember, Some(&record.name));
+    act(mark(record, leader, RetireReason::Requested))
 }
 
 fn mark(record: &MemberRecord, leader: Leader<'_>, reason: RetireReason) -> Step {
@@ -199,7 +214,8 @@ fn at_risk(leader: Leader<'_>, after: &[MemberId], member: &str) -> Option<Waiti
 /// Who leads next: caught up, staying, on the newest template if there is a choice, then furthest.
 pub(crate) fn successor(pass: &Pass<'_>, leader: Leader<'_>) -> Option<MemberId> {
     let staying = |r: &&MemberRecord| {
-        r.member_id.is_some_and(|id| id != leader.id() && leader.is_caught_up(id)) && pass.view.word(r).is_some()
+        let able = r.member_id.is_some_and(|id| id != leader.id() && leader.is_caught_up(id));
+        able && pass.view.word(r).is_some() && !pass.is_fenced(r)
     };
     let rank = |r: &&MemberRecord| {
         let newest = r.pod.as_ref().is_some_and(|p| p.template_hash == pass.template_hash);

@@ -33,10 +33,18 @@ pub enum Mutant {
     NeverSealSeed,
     /// Sets the budget to a bare majority.
     BudgetOfQuorumOnly,
+    /// Moves leadership although the term it was asked for in is over.
+    ObeyOldTransfer,
+    /// Stops a fenced voter without counting who is left.
+    NoMarginBeforeFence,
+    /// Takes a voter down by request while another is down.
+    TwoAtOnce,
+    /// Starts a member again that is to stay stopped.
+    StartFenced,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 19] = [
         Mutant::NoMarginBeforeRestart,
         Mutant::NoMarginBeforeRemoval,
         Mutant::PromoteWithoutCatchUp,
@@ -52,6 +60,10 @@ impl Mutant {
         Mutant::IgnorePause,
         Mutant::NeverSealSeed,
         Mutant::BudgetOfQuorumOnly,
+        Mutant::ObeyOldTransfer,
+        Mutant::NoMarginBeforeFence,
+        Mutant::TwoAtOnce,
+        Mutant::StartFenced,
     ];
 }
 

@@ -145,15 +145,18 @@ pub enum RetireReason {
     RecordDeleted,
     /// Somebody removed it from the configuration by hand.
     RemovedByHand,
+    /// Somebody asked for another member in its place.
+    Requested,
 }
 
 impl RetireReason {
-    pub const ALL: [RetireReason; 5] = [
+    pub const ALL: [RetireReason; 6] = [
         RetireReason::ScaleIn,
         RetireReason::Abandoned,
         RetireReason::Lost,
         RetireReason::RecordDeleted,
         RetireReason::RemovedByHand,
+        RetireReason::Requested,
     ];
 
     /// As written in the annotation.
@@ -164,6 +167,7 @@ impl RetireReason {
             RetireReason::Lost => "Lost",
             RetireReason::RecordDeleted => "RecordDeleted",
             RetireReason::RemovedByHand => "RemovedByHand",
+            RetireReason::Requested => "Requested",
         }
     }
 

@@ -1,5 +1,6 @@
 //! The plan that is shown: the step at hand and what is expected after it. Nothing here is executed.
 
+use crate::hands::restart_is_asked;
 use crate::observation::MemberRecord;
 use crate::planner::Pass;
 use crate::report::{Decision, Operation, PlannedStep, UPCOMING_MAX};
@@ -62,9 +63,11 @@ fn rest_of_operation(pass: &Pass<'_>, lines: &mut Vec<PlannedStep>) {
     let chains: &[&[&'static str]] = match pass.report.operation {
         Some(Operation::Bootstrap) => &[&SEED],
         Some(Operation::ReplaceMember) => &[&REPLACE],
-        Some(Operation::ScaleOut | Operation::ScaleIn | Operation::Upgrade | Operation::Delete) | None => {
+        Some(Operation::ScaleOut | Operation::ScaleIn | Operation::Upgrade | Operation::Delete) => {
             &[&ADD, &REMOVE, &ROLL]
         }
+        // A step of its own: a member stopped or started by request, a record that comes back.
+        None => return,
     };
     for chain in chains {
         if let Some(at) = chain.iter().position(|step| *step == first.step) {
@@ -94,6 +97,8 @@ fn operations_after(pass: &Pass<'_>, leader: Leader<'_>, lines: &mut Vec<Planned
     let missing = pass.cluster.replicas.saturating_sub(keepers.len() + coming + creating);
     (0..missing).for_each(|_| push(lines, &ADD, None));
     let named = lines.first().and_then(|f| f.member.clone());
+    let asked = |r: &&&MemberRecord| restart_is_asked(pass, r) && Some(&r.name) != named.as_ref();
+    keepers.iter().filter(asked).for_each(|r| push(lines, &["RestartMember"], Some(&r.name)));
     let later = |r: &&&MemberRecord| r.template_hash != pass.template_hash && Some(&r.name) != named.as_ref();
     keepers.iter().filter(later).for_each(|r| push(lines, &ROLL, Some(&r.name)));
     let marking =

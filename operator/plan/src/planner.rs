@@ -7,13 +7,14 @@ use quorate_api::{PodDisruptionBudget, names};
 
 use crate::bootstrap::{bootstrap, seal_and_activate};
 use crate::delete::plan_deletion;
+use crate::hands::{fence_asked, restart_asked, told_to_stay, transfer_asked};
 use crate::intent::{Intent, ValidatedCluster};
 use crate::membership::{
     clean_up_removed, grow, leads_alone_and_leaves, mark_leavers, record_ids, remove_retiring, restore_records, shrink,
     shrink_down, start_stopped, successor,
 };
 use crate::mutants::{Mutant, is_planted};
-use crate::observation::{MemberId, MemberRecord, Observation, Presence, Volume};
+use crate::observation::{MemberId, MemberRecord, Observation, Presence, Running, Volume};
 use crate::outline::outline;
 use crate::report::{Blocked, Decision, Operation, Plan, Report, Waiting};
 use crate::roll::{heal_without_leader, roll};
@@ -87,19 +88,23 @@ fn decide(pass: &mut Pass<'_>) -> Decision {
         return decision;
     }
     let Some(leader) = pass.view.leader else { return without_leader(pass) };
-    let then: [fn(&mut Pass<'_>, Leader<'_>) -> Next; 12] = [
+    let then: [fn(&mut Pass<'_>, Leader<'_>) -> Next; 16] = [
         record_ids,
         seal_and_activate,
         restore_records,
         mark_leavers,
         clean_up_removed,
         change_in_flight,
+        transfer_asked,
+        fence_asked,
+        restart_asked,
         remove_retiring,
         grow,
         shrink_down,
         roll,
         shrink,
         settle,
+        told_to_stay,
     ];
     let decided = then.iter().find_map(|concern| concern(pass, leader));
     decided.unwrap_or_else(|| pass.aside.first().cloned().map_or(Decision::Steady, Decision::Wait))
@@ -180,7 +185,8 @@ fn settle(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
     for record in pass.view.records.values() {
         let serves = pass.view.word(record).is_some_and(|w| w.ready);
         let back = serves && record.member_id.is_some_and(|id| leader.is_caught_up(id));
-        if !back && record.retirement.is_none() {
+        let stays = pass.is_fenced(record) && record.running == Running::Stopped;
+        if !back && !stays && record.retirement.is_none() {
             let told = pass.view.word(record).map(|w| w.not_ready_reason.clone()).filter(|reason| !reason.is_empty());
             let reason = told.unwrap_or_else(|| View::why_down(record));
             return Some(Decision::Wait(Waiting::MemberStarting { member: record.name.clone(), reason }));

@@ -103,6 +103,8 @@ pub enum Waiting {
     QuorumAtRisk { member: String, caught_up_after: usize, quorum_after: usize },
     /// The leader was asked to hand over and still leads.
     LeaderMoving { from: MemberId, to: MemberId },
+    /// Another voter is down already, and one at a time is.
+    OneAtATime { member: String, other: String },
     /// Nobody can take over from the leader.
     NoSuccessor { leader: MemberId },
     /// The pod has not ended yet.
@@ -125,6 +127,7 @@ impl Waiting {
             Waiting::NoMargin { .. } => "NoMargin",
             Waiting::QuorumAtRisk { .. } => "QuorumAtRisk",
             Waiting::LeaderMoving { .. } => "LeaderMoving",
+            Waiting::OneAtATime { .. } => "OneAtATime",
             Waiting::NoSuccessor { .. } => "NoSuccessor",
             Waiting::PodStopping { .. } => "PodStopping",
             Waiting::VolumeDeleting { .. } => "VolumeDeleting",
@@ -145,6 +148,7 @@ impl Waiting {
             | Waiting::ChangeInFlight
             | Waiting::MemberStarting { .. }
             | Waiting::LeaderMoving { .. }
+            | Waiting::OneAtATime { .. }
             | Waiting::NoSuccessor { .. }
             | Waiting::PodStopping { .. }
             | Waiting::VolumeDeleting { .. }
@@ -173,6 +177,9 @@ impl fmt::Display for Waiting {
                 "{member} may not be changed: {caught_up_after} caught-up voters would remain for a quorum of {quorum_after}"
             ),
             Waiting::LeaderMoving { from, to } => write!(f, "leadership moves from {from} to {to}"),
+            Waiting::OneAtATime { member, other } => {
+                write!(f, "{member} stays up: {other} is down, and one voter at a time is taken down")
+            }
             Waiting::NoSuccessor { leader } => write!(f, "no caught-up follower can take over from leader {leader}"),
             Waiting::PodStopping { member } => write!(f, "the pod of {member} has not ended yet"),
             Waiting::VolumeDeleting { member } => write!(f, "the volume of {member} is not gone yet"),
@@ -198,6 +205,10 @@ pub enum Blocked {
     ForeignLearner { id: MemberId },
     /// A new template did not come up; the roll stopped after this member.
     CanaryFailed { member: String, reason: String },
+    /// Stopped by a person, and nothing else is to be done.
+    MemberFenced { members: Vec<String> },
+    /// A request in an annotation cannot be read.
+    RequestRefused { problems: Vec<String> },
 }
 
 impl Blocked {
@@ -210,6 +221,8 @@ impl Blocked {
             Blocked::AmbiguousMember { .. } => "AmbiguousMember",
             Blocked::ForeignLearner { .. } => "ForeignLearner",
             Blocked::CanaryFailed { .. } => "CanaryFailed",
+            Blocked::MemberFenced { .. } => "MemberFenced",
+            Blocked::RequestRefused { .. } => "RequestRefused",
         }
     }
 }
@@ -243,6 +256,10 @@ impl fmt::Display for Blocked {
                 "{member} did not come up on the new template ({reason}); no other member was touched. \
                  Correct or revert the spec"
             ),
+            Blocked::MemberFenced { members } => {
+                write!(f, "fenced by request: {}. Unfence to start what is stopped", members.join(", "))
+            }
+            Blocked::RequestRefused { problems } => write!(f, "{}", problems.join("; ")),
         }
     }
 }

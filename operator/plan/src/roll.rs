@@ -4,7 +4,7 @@
 //! and going back heals it without hands.
 
 use crate::mutants::{Mutant, is_planted};
-use crate::observation::{MemberRecord, Termination};
+use crate::observation::{MemberRecord, Running, Termination};
 use crate::planner::{Next, Pass, act, record_ref};
 use crate::report::{Blocked, Decision, Operation, Waiting};
 use crate::step::{Eviction, Step};
@@ -24,6 +24,15 @@ pub(crate) fn roll(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
             return Some(restart(pass, leader, record));
         }
         let proven = runs(record, &pass.template_hash) && is_up(pass, leader, record);
+        if pass.is_fenced(record) && record.running == Running::Stopped {
+            // It is down on a person's word, and one voter at a time is.
+            if let Some(next) = outdated.first() {
+                pass.operate(Operation::Upgrade, Some(&next.name));
+                let (member, other) = (next.name.clone(), record.name.clone());
+                return Some(Decision::Wait(Waiting::OneAtATime { member, other }));
+            }
+            continue;
+        }
         if !proven && !outdated.is_empty() && !is_planted(Mutant::NoCanary) {
             pass.operate(Operation::Upgrade, Some(&record.name));
             return Some(canary(record));
@@ -40,7 +49,7 @@ fn runs(record: &MemberRecord, template_hash: &str) -> bool {
     record.pod.as_ref().is_some_and(|p| p.template_hash == template_hash && p.termination == Termination::No)
 }
 
-fn is_up(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> bool {
+pub(crate) fn is_up(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> bool {
     record.member_id.is_some_and(|id| leader.is_caught_up(id)) && pass.view.word(record).is_some()
 }
 
@@ -55,7 +64,7 @@ fn canary(record: &MemberRecord) -> Decision {
     }
 }
 
-fn restart(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> Decision {
+pub(crate) fn restart(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> Decision {
     if let Some(hold) = may_go_down(pass, leader, record) {
         return hold;
     }

@@ -409,8 +409,10 @@ fn progressing(facts: &Facts<'_>) -> Said {
 
 fn stalled(facts: &Facts<'_>) -> Said {
     match &facts.input.plan.next {
-        // A pause is what was asked for.
-        Decision::Blocked(blocked @ Blocked::Paused { .. }) => no("Paused", blocked.to_string()),
+        // What was asked for.
+        Decision::Blocked(blocked @ (Blocked::Paused { .. } | Blocked::MemberFenced { .. })) => {
+            no(blocked.reason(), blocked.to_string())
+        }
         Decision::Blocked(blocked) => yes(blocked.reason(), blocked.to_string()),
         Decision::Steady | Decision::Act(_) | Decision::Wait(_) => no("NotStalled", "no person is needed"),
     }

@@ -19,7 +19,7 @@ fn every_script_says_what_it_said() {
 /// Every reason to wait or to stop is shown by a script.
 #[test]
 fn every_reason_appears_in_a_script() {
-    const REASONS: [&str; 18] = [
+    const REASONS: [&str; 21] = [
         "ObservationIncomplete",
         "NoLeader",
         "ChangeInFlight",
@@ -38,6 +38,9 @@ fn every_reason_appears_in_a_script() {
         "AmbiguousMember",
         "ForeignLearner",
         "CanaryFailed",
+        "OneAtATime",
+        "MemberFenced",
+        "RequestRefused",
     ];
     let text: String = script::all().into_iter().map(|s| s.text).collect();
     for reason in REASONS {

@@ -69,6 +69,8 @@ struct Stage {
     leader: Option<String>,
     config_index: u64,
     deletion: bool,
+    /// Requests of a person, as annotations.
+    asked: std::collections::BTreeMap<String, String>,
 }
 
 fn full(letter: &str) -> String {
@@ -99,6 +101,7 @@ impl Stage {
             leader: None,
             config_index: 40_000,
             deletion: false,
+            asked: std::collections::BTreeMap::new(),
         };
         stage.observed.objects.finalizer = Presence::Present;
         stage
@@ -108,6 +111,7 @@ impl Stage {
         let mut cluster = ConsistentCluster::new("orders", self.spec.clone());
         cluster.metadata.uid = Some("c1".to_owned());
         cluster.metadata.generation = Some(7);
+        cluster.metadata.annotations = Some(self.asked.clone());
         match Intent::of(&cluster) {
             Intent::Run(run) if self.deletion => Intent::Delete(quorate_plan::DeletionPolicy {
                 identity: run.identity.clone(),
@@ -163,6 +167,12 @@ impl Stage {
             ["zone", name, zone] => self.get(&full(name))?.pod.as_mut()?.zone = Some(zone.to_owned()),
             ["age", name, seconds] => {
                 self.get(&full(name))?.created_ms = NOW_MS - seconds.parse::<u64>().ok()? * 1_000;
+            }
+            ["ask", what, value] => {
+                let value = value
+                    .split(',')
+                    .map(|v| full(v.split('@').next().unwrap_or(v)) + &v[v.find('@').unwrap_or(v.len())..]);
+                self.asked.insert(format!("quorate.dev/{what}"), value.collect::<Vec<_>>().join(","));
             }
             ["retire", name, reason] => self.retire(&full(name), RetireReason::parse(reason)?)?,
             _ => return None,

@@ -59,6 +59,10 @@ pub struct Raft {
 pub struct World {
     pub spec: ConsistentClusterSpec,
     pub generation: i64,
+    /// Requests of a person, as annotations.
+    pub asked: BTreeMap<String, String>,
+    /// Members that were fenced at some time: a late step may stop them still.
+    pub was_fenced: BTreeSet<String>,
     pub now_ms: u64,
     pub deletion_since_ms: Option<u64>,
     pub objects: SharedObjects,
@@ -87,6 +91,8 @@ impl World {
         World {
             spec: ConsistentClusterSpec { replicas, ..ConsistentClusterSpec::default() },
             generation: 1,
+            asked: BTreeMap::new(),
+            was_fenced: BTreeSet::new(),
             now_ms: START_MS,
             deletion_since_ms: None,
             objects: SharedObjects::default(),
@@ -110,6 +116,7 @@ impl World {
         cluster.metadata.uid = Some("c1".to_owned());
         cluster.metadata.namespace = Some("shop".to_owned());
         cluster.metadata.generation = Some(self.generation);
+        cluster.metadata.annotations = Some(self.asked.clone());
         match Intent::of(&cluster) {
             Intent::Run(_) if self.deletion_since_ms.is_some() => Intent::Delete(quorate_plan::DeletionPolicy {
                 identity: Intent::of(&cluster).identity().clone(),
@@ -749,10 +756,30 @@ impl World {
     }
 
     fn check_stop(&mut self, name: &str) {
+        if self.was_fenced.contains(name) {
+            return self.check_fence(name);
+        }
         let inside =
             self.raft.members.iter().any(|m| self.records.get(name).is_some_and(|r| r.member_id == Some(m.id)));
         if inside && self.deletion_since_ms.is_none() {
             self.violate(format!("{name} stopped while in the configuration"));
+        }
+    }
+
+    fn check_fence(&mut self, name: &str) {
+        let id = self.records.get(name).and_then(|r| r.member_id);
+        if id.is_some() && self.raft.leader == id {
+            self.violate(format!("leader {name} fenced without a transfer"));
+        }
+        let left: Vec<_> = self.raft.members.iter().filter(|m| Some(m.id) != id).cloned().collect();
+        let counted = id.is_some_and(|id| self.is_caught_up(id));
+        if counted && self.live_caught_up(&left) < Self::quorum_of(&self.raft.members) {
+            self.violate(format!("{name} fenced without a margin"));
+        }
+        let other =
+            |r: &&MemberRecord| r.name != name && r.running == Running::Stopped && self.was_fenced.contains(&r.name);
+        if self.records.values().any(|r| other(&r)) {
+            self.violate(format!("{name} fenced while another is"));
         }
     }
 
@@ -847,6 +874,17 @@ impl World {
     }
 
     /// What two runs must agree on, whatever names and ids they gave.
+    /// Requests that are not fulfilled.
+    fn open_requests(&self) -> usize {
+        let asked = quorate_api::Requests::of(Some(&self.asked));
+        let pod = |name: &str| self.records.get(name)?.pod.as_ref().map(|p| p.uid.clone());
+        let restarts = asked.restarts.iter().filter(|(name, uid)| pod(name).as_ref() == Some(*uid)).count();
+        let inside = |id: &String| self.raft.members.iter().any(|m| m.id.to_string() == *id);
+        let replaced = asked.replaced.values().filter(|id| inside(id)).count();
+        let transfer = asked.transfer.is_some_and(|t| t.term == self.raft.term && self.name_of_leader() != t.to);
+        restarts + replaced + usize::from(transfer)
+    }
+
     pub fn summary(&self) -> String {
         if self.finished {
             return format!("deleted records={} volumes={}", self.records.len(), self.disks.len());
@@ -857,7 +895,7 @@ impl World {
         let ready = self.observe().words.iter().filter(|w| w.ready).count();
         let sealed = self.records.values().filter(|r| r.start == Some(StartAs::Member)).count();
         format!(
-            "voters={} learners={} records={} sealed={sealed} volumes={} pods={} ready={ready} images={images:?} budget={:?} bootstrapped={}",
+            "voters={} learners={} records={} sealed={sealed} volumes={} pods={} ready={ready} images={images:?} budget={:?} bootstrapped={} asked={}",
             self.voters().len(),
             self.raft.members.len() - self.voters().len(),
             self.records.len(),
@@ -865,6 +903,7 @@ impl World {
             self.records.values().filter(|r| r.pod.is_some()).count(),
             self.objects.budget_min_available,
             self.objects.bootstrapped.is_some(),
+            self.open_requests(),
         )
     }
 }

@@ -1,5 +1,8 @@
 //! The stories the planner must end well, whatever goes wrong around any of their steps.
 
+use quorate_api::requests::{ANNOTATION_FENCE, ANNOTATION_REPLACE, ANNOTATION_RESTART, ANNOTATION_TRANSFER};
+use quorate_plan::MemberRecord;
+
 use super::World;
 use super::run::Phase::{Blocked, Do, Settle, Steps, Ticks};
 use super::run::{Phase, Scenario};
@@ -128,6 +131,52 @@ fn invalid_spec(w: &mut World) {
     w.edit(|s| s.replicas = 4000);
 }
 
+fn fence(w: &mut World, names: &[String]) {
+    w.asked.insert(ANNOTATION_FENCE.to_owned(), names.join(","));
+    w.was_fenced.extend(names.iter().cloned());
+}
+fn fence_follower(w: &mut World) {
+    let names = w.followers()[..1].to_vec();
+    fence(w, &names);
+}
+fn fence_two(w: &mut World) {
+    let names = w.followers()[..2].to_vec();
+    fence(w, &names);
+}
+fn fence_leader(w: &mut World) {
+    let name = w.name_of_leader();
+    fence(w, &[name]);
+}
+fn unfence(w: &mut World) {
+    w.asked.remove(ANNOTATION_FENCE);
+}
+fn ask_each(w: &mut World, key: &str, value: impl Fn(&MemberRecord) -> String) {
+    let entries: Vec<_> = w.records.values().map(|r| format!("{}@{}", r.name, value(r))).collect();
+    w.asked.insert(key.to_owned(), entries.join(","));
+}
+fn restart_all(w: &mut World) {
+    ask_each(w, ANNOTATION_RESTART, |r| r.pod.as_ref().unwrap().uid.clone());
+}
+fn replace_all(w: &mut World) {
+    ask_each(w, ANNOTATION_REPLACE, |r| r.member_id.unwrap().to_string());
+}
+fn replace(w: &mut World, name: &str) {
+    let id = w.records[name].member_id.unwrap();
+    w.asked.insert(ANNOTATION_REPLACE.to_owned(), format!("{name}@{id}"));
+}
+fn replace_follower(w: &mut World) {
+    let name = w.followers()[0].clone();
+    replace(w, &name);
+}
+fn replace_leader(w: &mut World) {
+    let name = w.name_of_leader();
+    replace(w, &name);
+}
+fn transfer(w: &mut World) {
+    let value = format!("{}@{}", w.followers()[1], w.raft.term);
+    w.asked.insert(ANNOTATION_TRANSFER.to_owned(), value);
+}
+
 /// All of them; the first ones are the main job.
 pub fn all() -> Vec<Scenario> {
     let mut all = vec![
@@ -222,6 +271,33 @@ pub fn all() -> Vec<Scenario> {
             3,
             vec![Settle, Do(invalid_spec), Blocked("InvalidSpec"), Ticks(10), Do(scale_to_5), Settle],
         ),
+        scenario(
+            "fence_and_unfence",
+            3,
+            vec![Settle, Do(fence_follower), Blocked("MemberFenced"), Ticks(5), Do(unfence), Settle],
+        ),
+        scenario(
+            "fence_of_the_leader_hands_over_first",
+            3,
+            vec![Settle, Do(fence_leader), Blocked("MemberFenced"), Do(unfence), Settle],
+        ),
+        scenario("fence_without_margin_waits", 1, vec![Settle, Do(fence_leader), Ticks(20), Do(unfence), Settle]),
+        scenario("fence_of_two_takes_one", 5, vec![Settle, Do(fence_two), Ticks(30), Do(unfence), Settle]),
+        scenario(
+            "upgrade_waits_for_the_fenced",
+            5,
+            vec![Settle, Do(fence_follower), Blocked("MemberFenced"), Do(new_image), Ticks(30), Do(unfence), Settle],
+        ),
+        scenario("restart_of_all_by_request", 5, vec![Settle, Do(restart_all), Settle]),
+        scenario(
+            "restart_by_request_waits_for_margin",
+            3,
+            vec![Settle, Do(kill_follower_node), Ticks(5), Do(restart_all), Ticks(20), Do(revive_nodes), Settle],
+        ),
+        scenario("replacement_by_request", 3, vec![Settle, Do(replace_follower), Settle]),
+        scenario("replacement_of_the_leader_by_request", 3, vec![Settle, Do(replace_leader), Settle]),
+        scenario("replacement_of_all_by_request", 3, vec![Settle, Do(replace_all), Settle]),
+        scenario("transfer_by_request", 3, vec![Settle, Do(transfer), Settle]),
         scenario("deletion_keeps_volumes", 3, vec![Settle, Do(delete), Settle]),
         scenario("deletion_with_volumes", 3, vec![Settle, Do(delete_with_volumes), Settle]),
         scenario("deletion_without_quorum", 3, vec![Settle, Do(lose_two_volumes), Do(delete_with_volumes), Settle]),
