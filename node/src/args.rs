@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 
+pub use crate::tls::TlsArgs;
+
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
     Text,
@@ -104,6 +106,8 @@ pub struct Args {
     pub log_level: String,
     #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Plants a known bug, to see that a test catches it
     #[cfg(feature = "mutants")]
     #[arg(long)]

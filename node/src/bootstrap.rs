@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::args::{Args, ClusterState};
 use crate::repair;
+use crate::tls::Plane;
 use crate::transport::{self, Frame, Hello, Purpose};
 
 /// The incarnation a cluster is founded with.
@@ -96,7 +97,14 @@ pub(crate) fn token_hash(args: &Args) -> u64 {
 }
 
 /// Opens a damaged log once it was repaired; otherwise nothing was changed, and the error says what is lost.
-async fn mend(args: &Args, dir: &Path, options: Options, engine: Option<&SnapMeta>, found: LogError) -> Result<Opened> {
+async fn mend(
+    args: &Args,
+    plane: &Plane,
+    dir: &Path,
+    options: Options,
+    engine: Option<&SnapMeta>,
+    found: LogError,
+) -> Result<Opened> {
     // What the log may begin with: the first configuration, or where the engine stands.
     let mut hints: Vec<SnapMeta> = engine.into_iter().cloned().collect();
     if let Ok((_, _, config)) = founded(args) {
@@ -112,7 +120,7 @@ async fn mend(args: &Args, dir: &Path, options: Options, engine: Option<&SnapMet
     let held = hints.iter().flat_map(|meta| meta.config.members.values().map(|info| info.peer_urls.clone()));
     let urls: BTreeSet<String> = named.chain(held).flatten().filter(|url| !own.contains(url)).collect();
     let urls: Vec<String> = urls.into_iter().collect();
-    let disk = repair::at_start(lock(dir)?, &options, hints, &urls, token_hash(args), found).await?;
+    let disk = repair::at_start(lock(dir)?, &options, hints, plane, &urls, token_hash(args), found).await?;
     let (log, recovered) = Log::open(disk, options, None)?;
     Ok(opened(log, recovered, Config::default()))
 }
@@ -121,6 +129,7 @@ async fn mend(args: &Args, dir: &Path, options: Options, engine: Option<&SnapMet
 /// others know that it ran before.
 pub(crate) async fn open(
     args: &Args,
+    plane: &Plane,
     boot_nonce: u64,
     engine: Option<&SnapMeta>,
     lost: &watch::Sender<String>,
@@ -130,8 +139,8 @@ pub(crate) async fn open(
     let disk = lock(&dir)?;
     match Log::open(disk, options, None) {
         Ok((log, recovered)) => Ok(opened(log, recovered, Config::default())),
-        Err(LogError::Missing) => create(args, &dir, options, lost).await,
-        Err(error) if repair::is_damage(&error) => mend(args, &dir, options, engine, error)
+        Err(LogError::Missing) => create(args, plane, &dir, options, lost).await,
+        Err(error) if repair::is_damage(&error) => mend(args, plane, &dir, options, engine, error)
             .await
             .with_context(|| format!("cannot open the log in {}: replace this member under a new id", dir.display())),
         Err(error) => Err(error).with_context(|| format!("cannot open the log in {}", dir.display())),
@@ -149,7 +158,13 @@ fn opened(log: Log<RealDisk>, recovered: Recovered, known: Config) -> Opened {
     Opened { log, recovered, identity, generation, known }
 }
 
-async fn create(args: &Args, dir: &Path, options: Options, lost: &watch::Sender<String>) -> Result<Opened> {
+async fn create(
+    args: &Args,
+    plane: &Plane,
+    dir: &Path,
+    options: Options,
+    lost: &watch::Sender<String>,
+) -> Result<Opened> {
     let (identity, config, known) = match args.initial_cluster_state {
         ClusterState::New => {
             let (member, cluster_id, config) = founded(args)?;
@@ -158,7 +173,7 @@ async fn create(args: &Args, dir: &Path, options: Options, lost: &watch::Sender<
             (identity, config.clone(), config)
         }
         ClusterState::Existing => {
-            let (identity, known) = join(args, lost).await?;
+            let (identity, known) = join(args, plane, lost).await?;
             (identity, Config::default(), known)
         }
     };
@@ -170,8 +185,14 @@ async fn create(args: &Args, dir: &Path, options: Options, lost: &watch::Sender<
     Ok(opened(log, recovered, known))
 }
 
+/// Whether two members' URLs have an address in common. The scheme is how it is spoken to, not where it is.
+fn are_of_one(some: &[String], others: &[String]) -> bool {
+    let address = |url: &String| url.split_once("://").map_or("", |(_, rest)| rest.trim_end_matches('/')).to_owned();
+    some.iter().any(|one| others.iter().any(|other| address(one) == address(other)))
+}
+
 /// Asks the members until one of them has this member in its committed configuration.
-async fn join(args: &Args, lost: &watch::Sender<String>) -> Result<(Identity, Config)> {
+async fn join(args: &Args, plane: &Plane, lost: &watch::Sender<String>) -> Result<(Identity, Config)> {
     let members = parse_cluster(&args.initial_cluster)?;
     let others: Vec<String> =
         members.iter().filter(|(name, _)| **name != args.name).flat_map(|(_, urls)| urls.clone()).collect();
@@ -196,10 +217,10 @@ async fn join(args: &Args, lost: &watch::Sender<String>) -> Result<(Identity, Co
     loop {
         let mut why = String::new();
         for url in &others {
-            match transport::ask_members(std::slice::from_ref(url), &hello).await {
+            match transport::ask_members(std::slice::from_ref(url), plane, &hello).await {
                 Ok(Frame::Members { cluster_id, incarnation, at: _, config, started }) => {
                     let urls = &args.initial_advertise_peer_urls;
-                    let own = config.members.iter().find(|(_, info)| info.peer_urls.iter().any(|u| urls.contains(u)));
+                    let own = config.members.iter().find(|(_, info)| are_of_one(&info.peer_urls, urls));
                     if let Some((member, _)) = own
                         && started.contains(member)
                     {
@@ -254,6 +275,13 @@ mod tests {
         let (b, same, equal) = founded(&args("b", "http://h:2")).expect("valid flags");
         assert_eq!((cluster, &config), (same, &equal));
         assert!(a != b && config.voters.contains(&a) && config.voters.contains(&b));
+    }
+
+    #[test]
+    fn a_member_is_found_by_its_address_whatever_the_scheme() {
+        let urls = |url: &str| vec![url.to_owned()];
+        assert!(are_of_one(&urls("http://h:1"), &urls("https://h:1/")));
+        assert!(!are_of_one(&urls("http://h:1"), &urls("http://h:2")));
     }
 
     #[test]

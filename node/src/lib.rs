@@ -17,6 +17,7 @@ mod log_thread;
 mod promise;
 mod repair;
 mod snapshot;
+pub mod tls;
 mod transport;
 pub mod watch;
 
@@ -42,6 +43,7 @@ use crate::driver::{Activation, Driver, DriverInput, Inbox, Outlets};
 use crate::handle::{EVENT_BATCHES_BUFFERED, Flushes, Handle, Identity, NodeStatus, Shared, Waiters};
 use crate::promise::Promise;
 use crate::snapshot::Snapshots;
+use crate::tls::{Mode, Tls};
 use crate::transport::{Hello, Identities, Local, Peers, Purpose};
 
 /// How often this member looks whether the configuration tells its own name and client URLs right.
@@ -107,15 +109,17 @@ fn cfg(args: &Args, id: MemberId, start_refusal_us: u64) -> Cfg {
 }
 
 async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()> {
+    let tls = Tls::from_args(&args)?;
     let listeners = Listeners::bind(&args).await?;
+    tokio::spawn(tls.clone().keep_fresh());
     let mut interrupts = Interrupts::new()?;
     let boot_nonce = random()?;
     let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
     let engine_meta = loaded.as_ref().map(|(meta, _)| meta);
     let (lost, told) = tokio::sync::watch::channel(String::new());
-    let faults = api::Faults::serve(&args.name, &told, &listeners.api.admin)?;
+    let faults = api::Faults::serve(&args.name, &told, &listeners.api.admin, &tls.admin)?;
     let mut opened = tokio::select! {
-        opened = bootstrap::open(&args, boot_nonce, engine_meta, &lost) => opened?,
+        opened = bootstrap::open(&args, &tls.peer, boot_nonce, engine_meta, &lost) => opened?,
         () = interrupts.next() => return Ok(()),
     };
     drop(faults);
@@ -203,6 +207,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         addresses: Mutex::default(),
         members: Mutex::new((newest.at, newest.config.clone())),
         identities: Identities::open(args.data_dir.join("peers"))?,
+        plane: tls.peer.clone(),
     });
     let scrubber = repair::Scrubber {
         dir: repair::log_dir(&args.data_dir),
@@ -234,11 +239,11 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         spawn("scrub", move || scrubber.run())?;
     }
     let driver = threads.start(node, inputs, peers, activation, opened.log, machine, &at_start)?;
-    tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone()));
+    tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone(), tls.peer.mode));
     tracing::info!(member = %id, cluster_id = format!("{:x}", opened.identity.cluster_id), generation = opened.generation, "started");
     let options = api::Options::from_args(&args);
     let served = async {
-        api::serve(handle, options, listeners.api).await.context("serving ended")?;
+        api::serve(handle, options, tls, listeners.api).await.context("serving ended")?;
         inbox.tell(DriverInput::ClientsGone);
         std::future::pending::<Result<()>>().await
     };
@@ -358,23 +363,24 @@ impl Listeners {
         if args.listen_peer_urls.len() != 1 {
             bail!("--listen-peer-urls: give exactly one URL, not {:?}", args.listen_peer_urls);
         }
-        let peer = bind("--listen-peer-urls", &args.listen_peer_urls).await?.remove(0);
+        let (peer, _) = bind("--listen-peer-urls", &args.listen_peer_urls, args.tls.peer_tls_mode).await?.remove(0);
         Ok(Listeners {
             peer,
             api: api::Listeners {
-                client: bind("--listen-client-urls", &args.listen_client_urls).await?,
-                admin: bind("--listen-admin-urls", &args.listen_admin_urls).await?,
-                metrics: bind("--listen-metrics-urls", &args.listen_metrics_urls).await?,
+                client: bind("--listen-client-urls", &args.listen_client_urls, args.tls.client_tls_mode).await?,
+                admin: bind("--listen-admin-urls", &args.listen_admin_urls, args.tls.admin_tls_mode).await?,
+                metrics: bind("--listen-metrics-urls", &args.listen_metrics_urls, None).await?,
             },
         })
     }
 }
 
-async fn bind(flag: &str, urls: &[String]) -> Result<Vec<TcpListener>> {
+async fn bind(flag: &str, urls: &[String], mode: Option<Mode>) -> Result<Vec<(TcpListener, Mode)>> {
     let mut listeners = Vec::new();
     for url in urls {
         let listener = TcpListener::bind(transport::authority(url)?).await;
-        listeners.push(listener.with_context(|| format!("{flag}: cannot listen on {url}; is another process there?"))?);
+        let listener = listener.with_context(|| format!("{flag}: cannot listen on {url}; is another process there?"))?;
+        listeners.push((listener, tls::mode_of(mode, url)));
     }
     Ok(listeners)
 }
@@ -400,8 +406,17 @@ impl Interrupts {
     }
 }
 
-/// Sees to it that the configuration tells this member's name and client URLs right.
-async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
+/// A peer URL with the scheme that its member speaks now. Between the two, either is true.
+fn with_scheme_of(mode: Mode, url: &str) -> String {
+    match (mode, url.split_once("://")) {
+        (Mode::Disabled, Some((_, rest))) => format!("http://{rest}"),
+        (Mode::Required, Some((_, rest))) => format!("https://{rest}"),
+        _ => url.to_owned(),
+    }
+}
+
+/// Sees to it that the configuration tells this member's name, its client URLs and the scheme of its peer URLs right.
+async fn publish(handle: Handle, name: String, client_urls: Vec<String>, peers: Mode) {
     loop {
         tokio::time::sleep(PUBLISH_EVERY).await;
         let status = handle.status();
@@ -409,8 +424,8 @@ async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
             (status.raft.committed_config.at, status.raft.committed_config.config.clone());
         let own = handle.identity().member_id;
         let Some(info) = config.members.get(&own) else { continue };
-        let wanted =
-            MemberInfo { name: name.clone(), peer_urls: info.peer_urls.clone(), client_urls: client_urls.clone() };
+        let peer_urls = info.peer_urls.iter().map(|url| with_scheme_of(peers, url)).collect();
+        let wanted = MemberInfo { name: name.clone(), peer_urls, client_urls: client_urls.clone() };
         if *info == wanted || status.raft.leader.is_none() {
             continue;
         }

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::driver::{DriverInput, Inbox};
 use crate::handle::Shared;
+use crate::tls::Plane;
 use crate::transport::{self, Hello, Purpose};
 
 /// Members are asked this often before the log counts as beyond repair: those that restart at the same time come up.
@@ -37,6 +38,7 @@ pub(crate) async fn at_start(
     mut disk: RealDisk,
     options: &Options,
     hints: Vec<SnapMeta>,
+    plane: &Plane,
     urls: &[String],
     token_hash: u64,
     found: LogError,
@@ -60,7 +62,7 @@ pub(crate) async fn at_start(
                 let identity = repair.identity().expect("a log that was looked at has an identity");
                 let hello = hello(identity, token_hash);
                 for range in &wanted {
-                    repair.offer(ask(urls, &hello, *range).await);
+                    repair.offer(ask(urls, plane, &hello, *range).await);
                 }
             }
         }
@@ -83,10 +85,10 @@ fn hello(identity: Identity, token_hash: u64) -> Hello {
 }
 
 /// Everything others hold in the range: they may differ, and the log knows which is right.
-async fn ask(urls: &[String], hello: &Hello, range: Wanted) -> Vec<Entry> {
+async fn ask(urls: &[String], plane: &Plane, hello: &Hello, range: Wanted) -> Vec<Entry> {
     let mut entries = Vec::new();
     for url in urls {
-        match transport::ask_entries(url, hello, range).await {
+        match transport::ask_entries(url, plane, hello, range).await {
             Ok(given) => entries.extend(given),
             Err(error) => tracing::info!("no entries from {url}: {error:#}"),
         }
@@ -190,7 +192,7 @@ impl Scrubber {
                     for range in wanted {
                         repair.offer(self.own_entries(range)?);
                         let hello = Hello { purpose: Purpose::Repair, ..self.local.hello.clone() };
-                        repair.offer(self.runtime.block_on(ask(&self.urls(), &hello, range)));
+                        repair.offer(self.runtime.block_on(ask(&self.urls(), &self.local.plane, &hello, range)));
                     }
                 }
             }

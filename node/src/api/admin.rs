@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{Api, VERSION, is_learner, status};
 use crate::clock;
 use crate::handle::NodeStatus;
+use crate::tls::Plane;
 
 /// "Never": an age nobody reaches.
 pub(super) const NEVER_MS: u64 = u64::MAX;
@@ -63,6 +64,18 @@ fn progress(status: &NodeStatus, now_us: u64) -> Vec<pb::Progress> {
 
 fn age_ms(now_us: u64, at_us: u64) -> u64 {
     now_us.saturating_sub(at_us) / 1_000
+}
+
+fn tls_plane(plane: &Plane) -> pb::TlsPlane {
+    let (role, mode) = (plane.role.name().to_owned(), plane.mode.name().to_owned());
+    let told = plane.told();
+    pb::TlsPlane {
+        role,
+        mode,
+        not_after: told.as_ref().map_or(0, |told| told.not_after),
+        leaf_sha256: told.as_ref().map(|told| told.leaf_sha256.clone()).unwrap_or_default(),
+        trust_sha256: told.map(|told| told.trust_sha256).unwrap_or_default(),
+    }
 }
 
 /// Equal keys give equal ids in one cluster, so that a repeat finds the member it made.
@@ -149,6 +162,7 @@ impl Admin for Api {
             disk_free_bytes: self.handle().disk().free_bytes(),
             disk_low: self.handle().disk().is_low(),
             rot_open: self.handle().disk().rot_open(),
+            tls: self.tls().planes().into_iter().map(|plane| tls_plane(plane)).collect(),
         }))
     }
 

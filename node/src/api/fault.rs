@@ -3,6 +3,7 @@
 //! Whoever runs the cluster must hear it from the member: a process that only waits looks like one that starts slowly.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use quorate_proto::admin::v1 as pb;
@@ -10,11 +11,11 @@ use quorate_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use super::VERSION;
 use super::admin::NEVER_MS;
+use crate::tls::{self, Mode, Plane};
 
 /// Answers on the admin sockets from the first fault on, until it is dropped; the sockets stay open for who comes after.
 #[derive(Debug)]
@@ -24,27 +25,37 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    pub(crate) fn serve(name: &str, told: &watch::Receiver<String>, sockets: &[TcpListener]) -> Result<Faults> {
+    pub(crate) fn serve(
+        name: &str,
+        told: &watch::Receiver<String>,
+        sockets: &[(TcpListener, Mode)],
+        plane: &Arc<Plane>,
+    ) -> Result<Faults> {
         let mut ends = Vec::new();
-        for socket in sockets {
+        for (socket, mode) in sockets {
             let copy = std::net::TcpListener::from(socket.as_fd().try_clone_to_owned().context("the admin socket")?);
             let (until, ended) = oneshot::channel();
             let fault = Fault { name: name.to_owned(), told: told.clone() };
-            tokio::spawn(answer(fault, copy, ended));
+            tokio::spawn(answer(fault, copy, (plane.clone(), *mode), ended));
             ends.push(until);
         }
         Ok(Faults { _until: ends })
     }
 }
 
-async fn answer(mut fault: Fault, socket: std::net::TcpListener, mut ended: oneshot::Receiver<()>) {
+async fn answer(
+    mut fault: Fault,
+    socket: std::net::TcpListener,
+    (plane, mode): (Arc<Plane>, Mode),
+    mut ended: oneshot::Receiver<()>,
+) {
     // Most members never have a fault: nobody is kept from waiting for the real answers then.
     tokio::select! {
         told = fault.told.wait_for(|told| !told.is_empty()) => if told.is_err() { return },
         _ = &mut ended => return,
     }
     let served = async {
-        let incoming = TcpIncoming::from(TcpListener::from_std(socket)?);
+        let incoming = tls::incoming(TcpListener::from_std(socket)?, plane, mode, super::tune);
         let server = Server::builder().add_service(AdminServer::new(fault));
         server.serve_with_incoming_shutdown(incoming, async { drop(ended.await) }).await?;
         anyhow::Ok(())

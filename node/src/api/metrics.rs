@@ -9,6 +9,7 @@ use super::{Api, ETCD_VERSION, VERSION, health, is_learner};
 use crate::clock;
 use crate::disk::DiskHealth;
 use crate::handle::{FLUSH_BUCKETS_US, Flushes};
+use crate::tls::Plane;
 
 /// Builds the text. Names that etcd has too follow under etcd's name, so that its dashboards and tools work.
 struct Page(String);
@@ -148,8 +149,37 @@ pub(crate) fn text(api: &Api) -> String {
     );
     page.flushes(&["quorate_log_flush_seconds", "etcd_disk_wal_fsync_duration_seconds"], api.handle().flushes());
     disk(&mut page, api.handle().disk());
+    tls(&mut page, api);
     process(&mut page);
     page.0
+}
+
+fn tls(page: &mut Page, api: &Api) {
+    let mut of_each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&Plane) -> Option<i64>| {
+        page.head(name, kind, help);
+        for plane in api.tls().planes() {
+            if let Some(value) = value(plane) {
+                page.value(&format!("{name}{{plane=\"{}\"}}", plane.role.name()), value);
+            }
+        }
+    };
+    let count = |number: &AtomicU64| i64::try_from(number.load(Ordering::Relaxed)).ok();
+    of_each(
+        "quorate_tls_certificate_not_after_seconds",
+        "gauge",
+        "When the certificate in use ends, since 1970.",
+        &|p| p.told().map(|told| told.not_after),
+    );
+    of_each("quorate_tls_reloads_total", "counter", "New certificates taken since the start.", &|p| count(&p.reloads));
+    of_each("quorate_tls_reload_failures_total", "counter", "Files that could not be used: the old ones stay.", &|p| {
+        count(&p.reload_failures)
+    });
+    of_each(
+        "quorate_tls_refused_connections_total",
+        "counter",
+        "Connections refused for want of TLS or of a right.",
+        &|p| count(&p.refused),
+    );
 }
 
 fn disk(page: &mut Page, disk: &DiskHealth) {

@@ -16,6 +16,7 @@ mod metrics;
 mod status;
 mod watch;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,15 +34,15 @@ use quorate_proto::health::v1::health_server::HealthServer;
 use quorate_proto::v3electionpb::election_server::ElectionServer;
 use quorate_proto::v3lockpb::lock_server::LockServer;
 use quorate_state::Limits;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::Args;
 use crate::handle::{Handle, NodeStatus};
+use crate::tls::{self, Incoming, Mode, Tls};
 use crate::watch::Hub;
 
 use absent::Absent;
@@ -73,9 +74,9 @@ const ELECTIONS_WITHOUT_LEADER_MAX: u32 = 3;
 /// Sockets, bound already.
 #[derive(Debug)]
 pub struct Listeners {
-    pub client: Vec<TcpListener>,
-    pub admin: Vec<TcpListener>,
-    pub metrics: Vec<TcpListener>,
+    pub client: Vec<(TcpListener, Mode)>,
+    pub admin: Vec<(TcpListener, Mode)>,
+    pub metrics: Vec<(TcpListener, Mode)>,
 }
 
 /// Limits and intervals of the services.
@@ -109,6 +110,7 @@ pub(crate) struct Api(Arc<Inner>);
 struct Inner {
     handle: Handle,
     options: Options,
+    tls: Tls,
     hub: Arc<Hub>,
     readiness: Readiness,
 }
@@ -121,9 +123,9 @@ enum ForLearner {
 }
 
 impl Api {
-    fn new(handle: Handle, options: Options) -> Api {
+    fn new(handle: Handle, options: Options, tls: Tls) -> Api {
         let hub = Hub::start(handle.clone());
-        Api(Arc::new(Inner { handle, options, hub, readiness: Readiness::default() }))
+        Api(Arc::new(Inner { handle, options, tls, hub, readiness: Readiness::default() }))
     }
 
     fn handle(&self) -> &Handle {
@@ -132,6 +134,10 @@ impl Api {
 
     fn options(&self) -> &Options {
         &self.0.options
+    }
+
+    fn tls(&self) -> &Tls {
+        &self.0.tls
     }
 
     fn hub(&self) -> &Arc<Hub> {
@@ -183,26 +189,27 @@ fn is_learner(status: &NodeStatus) -> bool {
 }
 
 /// Serves until one listener fails, or until clients were sent away and the last has gone.
-pub async fn serve(handle: Handle, options: Options, listeners: Listeners) -> Result<()> {
+pub async fn serve(handle: Handle, options: Options, tls: Tls, listeners: Listeners) -> Result<()> {
     let shared = handle.shared.clone();
-    let api = Api::new(handle, options);
+    let api = Api::new(handle, options, tls.clone());
     let probing = tokio::spawn(health::probe(api.clone()));
     let client = client_routes(&api);
     let admin = with_http(Routes::new(AdminServer::new(api.clone())), &api);
     let metrics = with_http(Routes::default(), &api);
     let (mut clients, mut others) = (Vec::new(), Vec::new());
-    for (what, routes, sockets) in [
-        ("clients", client, listeners.client),
-        ("admin", admin, listeners.admin),
-        ("metrics", metrics, listeners.metrics),
+    for (what, routes, plane, sockets) in [
+        ("clients", client, &tls.client, listeners.client),
+        ("admin", admin, &tls.admin, listeners.admin),
+        ("metrics", metrics, &tls.client, listeners.metrics),
     ] {
-        for socket in sockets {
-            tracing::info!(address = %socket.local_addr()?, "serving {what}; {VERSION}, as etcd {ETCD_VERSION}");
+        for (socket, mode) in sockets {
+            tracing::info!(address = %socket.local_addr()?, tls = mode.name(), "serving {what}; {VERSION}, as etcd {ETCD_VERSION}");
             let (routes, shared) = (routes.clone(), shared.clone());
+            let incoming = tls::incoming(socket, plane.clone(), mode, tune);
             if what == "clients" {
-                clients.push(tokio::spawn(serve_on(socket, routes, async move { shared.left().await })));
+                clients.push(tokio::spawn(serve_on(incoming, routes, async move { shared.left().await })));
             } else {
-                others.push(tokio::spawn(serve_on(socket, routes, std::future::pending())));
+                others.push(tokio::spawn(serve_on(incoming, routes, std::future::pending())));
             }
         }
     }
@@ -236,9 +243,14 @@ fn with_http(routes: Routes, api: &Api) -> Routes {
     Routes::from(routes.into_axum_router().merge(http::router(api.clone()))).prepare()
 }
 
+/// Small answers leave at once; who vanished without a word is noticed.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    socket2::SockRef::from(stream).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_EVERY))
+}
+
 /// Serves until told to leave and the last connection is closed.
-async fn serve_on(socket: TcpListener, routes: Routes, leave: impl Future<Output = ()>) -> Result<()> {
-    let incoming = TcpIncoming::from(socket).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_EVERY));
+async fn serve_on(incoming: Incoming, routes: Routes, leave: impl Future<Output = ()>) -> Result<()> {
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

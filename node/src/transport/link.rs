@@ -1,6 +1,6 @@
 //! Connections this member dials.
 
-use std::io::ErrorKind;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,13 +9,15 @@ use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
 use quorate_raft::frame as envelope;
 use quorate_raft::types::MemberId;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, Hello, Purpose};
-use super::{Local, Queue, Queued, Refused};
+use super::shared::Shared;
+use super::{Direct, Local, Queue, Queued, Refused};
 use crate::driver::DriverInput;
+use crate::tls::{Mode, Plane, Stream};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes that nobody has acknowledged for this long break the connection.
@@ -29,12 +31,13 @@ const WRITE_BYTES: usize = 1 << 20;
 
 /// `host:port` of a peer or client URL.
 pub(crate) fn authority(url: &str) -> Result<&str> {
-    let rest = url.strip_prefix("http://").with_context(|| {
-        format!("URL {url:?} does not start with http:// (TLS is not there yet): write http://HOST:PORT")
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let rest = rest.with_context(|| {
+        format!("URL {url:?} starts neither with http:// nor with https://: write https://HOST:PORT")
     })?;
     let authority = rest.trim_end_matches('/');
     if authority.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-        bail!("URL {url:?} names no port: write http://HOST:PORT");
+        bail!("URL {url:?} names no port: write https://HOST:PORT");
     }
     Ok(authority)
 }
@@ -52,14 +55,16 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncReadExt + Unpin)) -> Resu
 pub(crate) async fn write_frame(stream: &mut (impl AsyncWriteExt + Unpin), frame: &Frame) -> Result<()> {
     let mut out = BytesMut::new();
     frame.encode(&mut out);
-    Ok(stream.write_all(&out).await?)
+    stream.write_all(&out).await?;
+    // TLS may hold back the end of what was written.
+    Ok(stream.flush().await?)
 }
 
 /// Connects and introduces this member; an error says why the other side does not want it.
-pub(super) async fn connect(urls: &[String], hello: &Hello) -> Result<TcpStream> {
+pub(super) async fn connect(urls: &[String], plane: &Plane, hello: &Hello) -> Result<Stream> {
     let mut last = anyhow::anyhow!("no address is known");
     for url in urls {
-        match tokio::time::timeout(CONNECT_TIMEOUT, dial(url, hello)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, dial(url, plane, hello)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = error.context(format!("peer URL {url}")),
             Err(_) => last = anyhow::anyhow!("peer URL {url}: no answer within {} s", CONNECT_TIMEOUT.as_secs()),
@@ -80,10 +85,39 @@ pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
 #[error("refused: {}", .0.why)]
 struct RefusedByPeer(Refused);
 
-async fn dial(url: &str, hello: &Hello) -> Result<TcpStream> {
+async fn dial(url: &str, plane: &Plane, hello: &Hello) -> Result<Stream> {
+    match introduced(url, plane, plane.mode, hello).await {
+        // Who does not speak TLS yet closes the connection without an answer to the first message of the handshake.
+        Err(error) if plane.mode == Mode::Preferred && is_no_tls(&error) => {
+            introduced(url, plane, Mode::Disabled, hello).await
+        }
+        introduced => introduced,
+    }
+}
+
+/// Whether the other side does not know what TLS is. A certificate that is wrong is another matter: nobody falls back
+/// to plain text because of one.
+fn is_no_tls(error: &anyhow::Error) -> bool {
+    let Some(error) = error.downcast_ref::<NoTls>() else { return false };
+    matches!(error.0.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("TLS: {0}")]
+pub(crate) struct NoTls(#[source] pub io::Error);
+
+async fn introduced(url: &str, plane: &Plane, mode: Mode, hello: &Hello) -> Result<Stream> {
+    let authority = authority(url)?;
     // Names are resolved anew each time: a pod that comes back has another address.
-    let mut stream = TcpStream::connect(authority(url)?).await?;
+    let stream = TcpStream::connect(authority).await?;
     tune(&stream)?;
+    let mut stream = match mode {
+        Mode::Disabled => Stream::Plain(stream),
+        Mode::Preferred | Mode::Required => {
+            let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+            plane.secured(stream, host).await?.map_err(NoTls)?
+        }
+    };
     write_frame(&mut stream, &Frame::Hello(hello.clone())).await?;
     match read_frame(&mut stream).await? {
         Frame::Welcome { refusal: None } => Ok(stream),
@@ -104,13 +138,21 @@ pub(super) async fn keep(
     let mut pause = BACKOFF.0;
     let mut told = String::new();
     while !queued.is_closed() {
-        match connect(&local.urls_of(to), &hello).await {
+        match connect(&local.urls_of(to), &local.plane, &hello).await {
             Ok(stream) => {
                 tracing::debug!(%to, ?purpose, "connected");
                 (pause, told) = (BACKOFF.0, String::new());
-                let stream = Arc::new(stream);
-                queue.stream.store(Some(stream.clone()));
-                let ended = carry(&stream, &queue, &mut queued).await;
+                let ended = match stream {
+                    Stream::Plain(stream) => {
+                        let stream = Arc::new(stream);
+                        queue.stream.store(Some(Arc::new(Direct::Driver(stream.clone()))));
+                        carry(Shared(stream), &queue, &mut queued).await
+                    }
+                    Stream::Tls(stream) => {
+                        queue.stream.store(Some(Arc::new(Direct::Task)));
+                        carry(stream, &queue, &mut queued).await
+                    }
+                };
                 queue.stream.store(None);
                 tracing::debug!(%to, ?purpose, "connection ended: {ended:#}");
                 if purpose == Purpose::Bulk {
@@ -143,7 +185,12 @@ pub(super) async fn keep(
 }
 
 /// Writes what is queued until the connection breaks; says why it did.
-async fn carry(stream: &TcpStream, queue: &Queue, queued: &mut mpsc::UnboundedReceiver<Queued>) -> anyhow::Error {
+async fn carry(
+    stream: impl AsyncRead + AsyncWrite,
+    queue: &Queue,
+    queued: &mut mpsc::UnboundedReceiver<Queued>,
+) -> anyhow::Error {
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut out = BytesMut::with_capacity(64 << 10);
     let mut nothing = [0; 1];
     loop {
@@ -162,7 +209,7 @@ async fn carry(stream: &TcpStream, queue: &Queue, queued: &mut mpsc::UnboundedRe
                     }
                     next = if out.len() < WRITE_BYTES { queued.try_recv().ok() } else { None };
                 }
-                let written = write_all(stream, &out).await;
+                let written = write_all(&mut writer, &out).await;
                 // Only now: as long as anything counts as queued, nobody else writes to this stream.
                 queue.queued_bytes.fetch_sub(bytes, Ordering::Release);
                 if let Err(error) = written {
@@ -170,32 +217,23 @@ async fn carry(stream: &TcpStream, queue: &Queue, queued: &mut mpsc::UnboundedRe
                 }
             }
             // The other side never speaks here, so this ends only with the connection.
-            ready = stream.readable() => match ready.and_then(|()| stream.try_read(&mut nothing)) {
+            read = reader.read(&mut nothing) => match read {
                 Ok(0) => return anyhow::anyhow!("closed by the peer"),
                 Ok(_) => return anyhow::anyhow!("the peer spoke out of turn"),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return error.into(),
             },
         }
     }
 }
 
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        stream.writable().await?;
-        match stream.try_write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+async fn write_all(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
 }
 
 /// Asks any of `urls` who the members are.
-pub(crate) async fn ask_members(urls: &[String], hello: &Hello) -> Result<Frame> {
+pub(crate) async fn ask_members(urls: &[String], plane: &Plane, hello: &Hello) -> Result<Frame> {
     let hello = Hello { purpose: Purpose::Members, ..hello.clone() };
-    let mut stream = connect(urls, &hello).await?;
+    let mut stream = connect(urls, plane, &hello).await?;
     tokio::time::timeout(CONNECT_TIMEOUT, read_frame(&mut stream)).await.context("no answer")?
 }

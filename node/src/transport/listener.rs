@@ -1,5 +1,6 @@
 //! Connections other members dial.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::frame::{Frame, Hello, Purpose};
 use super::link::{read_frame, tune, write_frame};
 use super::{Local, PeerInput, Refused, repairs, snapshots};
 use crate::driver::DriverInput;
+use crate::tls::{Stream, is_silence};
 
 /// A stranger has this long to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,7 +35,7 @@ pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>) {
             Ok((stream, address)) => {
                 let local = local.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = connection(stream, &local).await {
+                    if let Err(error) = connection(stream, address, &local).await {
                         tracing::debug!(%address, "peer connection ended: {error:#}");
                     }
                     drop(permit);
@@ -47,8 +49,17 @@ pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>) {
     }
 }
 
-async fn connection(mut stream: TcpStream, local: &Arc<Local>) -> Result<()> {
+async fn connection(stream: TcpStream, address: SocketAddr, local: &Arc<Local>) -> Result<()> {
     tune(&stream)?;
+    let mut stream = match local.plane.accepted(stream, local.plane.mode).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            if !is_silence(&error) {
+                local.plane.complain(address, &format!("{error:#}"));
+            }
+            return Err(error);
+        }
+    };
     let first = tokio::time::timeout(HELLO_TIMEOUT, read_frame(&mut stream)).await.context("no hello")??;
     let Frame::Hello(hello) = first else { bail!("the first frame is not a hello") };
     let checked = {
@@ -116,7 +127,7 @@ fn check(local: &Local, hello: &Hello) -> Result<(), Refused> {
 }
 
 /// Answers only what a majority confirms: an old configuration could give a joiner an id that is gone.
-async fn members(stream: &mut TcpStream, local: &Local) -> Result<()> {
+async fn members(stream: &mut Stream, local: &Local) -> Result<()> {
     let (sender, view) = oneshot::channel();
     local.inbox.send(DriverInput::Read { mode: ReadMode::Index, sender })?;
     tokio::time::timeout(MEMBERS_TIMEOUT, view).await.context("no leader confirms the configuration")???;
@@ -127,7 +138,7 @@ async fn members(stream: &mut TcpStream, local: &Local) -> Result<()> {
     write_frame(stream, &answer).await
 }
 
-async fn messages(stream: &mut TcpStream, local: &Local, from: MemberId) -> Result<()> {
+async fn messages(stream: &mut Stream, local: &Local, from: MemberId) -> Result<()> {
     let mut stream = tokio::io::BufReader::with_capacity(64 << 10, stream);
     let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
     loop {

@@ -1,4 +1,4 @@
-//! Messages between members over TCP.
+//! Messages between members over TCP, plain or TLS.
 //!
 //! Each member dials each other one twice: a control connection for everything small, so that votes and answers never
 //! queue behind entries, and a bulk connection for appends and forwarded proposals. Heartbeats follow the appends in
@@ -12,6 +12,7 @@ mod identities;
 mod link;
 mod listener;
 mod repairs;
+mod shared;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub(crate) use repairs::{ANSWER_BYTES_MAX, ask_entries};
 
 use crate::driver::{DriverInput, Inbox};
 use crate::snapshot::Snapshots;
+use crate::tls::Plane;
 
 /// Bytes queued for one connection; beyond, messages are dropped as a network would.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -77,6 +79,8 @@ pub(crate) struct Local {
     /// The newest committed configuration, for those who ask to join.
     pub members: Mutex<(ConfigAt, Arc<Config>)>,
     pub identities: Identities,
+    /// How to dial, and whom to let in.
+    pub plane: Arc<Plane>,
 }
 
 impl Local {
@@ -114,7 +118,16 @@ pub(crate) struct Queue {
     sender: mpsc::UnboundedSender<Queued>,
     /// Zero: the task writes nothing and has nothing to write.
     pub queued_bytes: Arc<AtomicUsize>,
-    pub stream: Arc<ArcSwapOption<TcpStream>>,
+    /// None while there is no connection.
+    pub stream: Arc<ArcSwapOption<Direct>>,
+}
+
+/// Who writes small frames to a connection.
+#[derive(Debug)]
+pub(crate) enum Direct {
+    Driver(Arc<TcpStream>),
+    /// TLS has a state of its own between two writes, which is the task's.
+    Task,
 }
 
 impl Queue {
@@ -133,10 +146,10 @@ impl Queue {
         if queued + bytes > QUEUED_BYTES_MAX {
             return false;
         }
-        if queued == 0 && bytes <= DIRECT_BYTES_MAX {
-            return self.write(stream, frame);
+        match &**stream {
+            Direct::Driver(stream) if queued == 0 && bytes <= DIRECT_BYTES_MAX => self.write(stream, frame),
+            Direct::Driver(_) | Direct::Task => self.enqueue(Queued::Frame(frame)),
         }
-        self.enqueue(Queued::Frame(frame))
     }
 
     /// Writes a small frame from the driver's own thread: waking the task would cost more than the write, and a read

@@ -3,13 +3,13 @@
 use anyhow::{Context, Result, bail};
 use quorate_log::Wanted;
 use quorate_raft::types::Entry;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::Local;
 use super::frame::{Frame, Hello};
 use super::link::{connect, read_frame, write_frame};
 use crate::driver::DriverInput;
+use crate::tls::{Plane, Stream};
 
 /// Entries of one answer, in bytes; an entry alone may be larger.
 pub(crate) const ANSWER_BYTES_MAX: usize = 8 << 20;
@@ -17,8 +17,8 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 8 << 20;
 const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What the member at `url` holds within the range, in order, without gaps from its first to its last.
-pub(crate) async fn ask_entries(url: &str, hello: &Hello, range: Wanted) -> Result<Vec<Entry>> {
-    let mut stream = connect(&[url.to_owned()], hello).await?;
+pub(crate) async fn ask_entries(url: &str, plane: &Plane, hello: &Hello, range: Wanted) -> Result<Vec<Entry>> {
+    let mut stream = connect(&[url.to_owned()], plane, hello).await?;
     let mut entries: Vec<Entry> = Vec::new();
     let mut first = range.first;
     while first <= range.last {
@@ -36,7 +36,7 @@ pub(crate) async fn ask_entries(url: &str, hello: &Hello, range: Wanted) -> Resu
 }
 
 /// Answers until the other side has all it wants.
-pub(super) async fn answer(stream: &mut TcpStream, local: &Local) -> Result<()> {
+pub(super) async fn answer(stream: &mut Stream, local: &Local) -> Result<()> {
     loop {
         let Frame::EntriesAsked { first, last } = read_frame(stream).await? else { bail!("it asks otherwise") };
         let (sender, entries) = oneshot::channel();

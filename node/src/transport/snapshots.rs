@@ -48,7 +48,7 @@ pub(super) async fn send(local: &Arc<Local>, to: MemberId, term: Term) -> (Index
             return (NO_SNAPSHOT, Err(anyhow::anyhow!("there is no checkpoint to send yet")));
         };
         let index = chain.meta.index;
-        let mut stream = match connect(&local.urls_of(to), &hello).await {
+        let mut stream = match connect(&local.urls_of(to), &local.plane, &hello).await {
             Ok(stream) => stream,
             Err(error) => return (index, Err(error)),
         };
