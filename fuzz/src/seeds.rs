@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
+use quorate_log::{Boot, Lineage};
 use quorate_log::format::{MetaSlot, SegmentHeader, encode_record};
 use quorate_raft::types::{Config, ConfigAt, Entry, HardState, MemberId, MemberInfo, Payload, Record, SnapMeta};
 use quorate_raft::wire::{self, Msg};
@@ -89,6 +90,7 @@ fn log_blocks() -> Vec<Vec<u8>> {
         write_no: 5,
         hard: HardState { term: 6, vote: None },
         durable_seq: 7,
+        before: Lineage::of([Boot { generation: 2, nonce: 8 }]),
     };
     let header = SegmentHeader { identity: ID, segment_id: 1, salt: 2, first_seq: 3, chain: 4 };
     vec![slot.encode()[..200].to_vec(), header.encode()[..200].to_vec()]
@@ -105,6 +107,7 @@ fn messages() -> Vec<Vec<u8>> {
         Msg::HeartbeatReply { term: 2, round: 4, received: 5, durable: 5, promise_us: 0, last_index: 6 },
         Msg::ReadIndexReply { term: 2, ctx: 1, index: Some(4) },
         Msg::YouAreRemoved { term: 2, config_term: 1, config_index: 3 },
+        Msg::YourLogReverted { term: 2, held: 9 },
     ];
     let encode = |msg: &Msg| {
         let mut out = BytesMut::new();

@@ -209,6 +209,7 @@ async fn join(args: &Args, plane: &Plane, lost: &watch::Sender<String>) -> Resul
         member: MemberId(0),
         generation: 0,
         boot_nonce: 0,
+        before: quorate_log::Lineage::default(),
         to: MemberId(0),
         token_hash: token_hash(args),
         peer_urls: Vec::new(),

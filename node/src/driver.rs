@@ -148,6 +148,8 @@ pub(crate) struct Outlets {
     pub peers: Peers,
     pub shared: Arc<Shared>,
     pub activation: Activation,
+    /// Says durably why this member may never speak again.
+    pub halted: PathBuf,
     pub election_us: u64,
 }
 
@@ -233,6 +235,8 @@ pub(crate) struct Driver {
     stopping: Option<Time>,
     /// No client is left: ends when what is under way is answered.
     is_draining: bool,
+    /// This member may not speak any more: ends before anything else leaves.
+    halted: Option<String>,
     incarnation: u64,
 }
 
@@ -265,6 +269,7 @@ impl Driver {
             config,
             stopping: None,
             is_draining: false,
+            halted: None,
             incarnation,
         }
     }
@@ -405,7 +410,22 @@ impl Driver {
             DriverInput::Shutdown => return Ok(self.shutdown(now, effects)),
             DriverInput::ClientsGone => self.is_draining = true,
         }
-        Ok(false)
+        match self.halted.take() {
+            Some(why) => Err(self.halt(&why)),
+            None => Ok(false),
+        }
+    }
+
+    /// It must not speak after a restart either.
+    fn halt(&self, why: &str) -> anyhow::Error {
+        let file = &self.out.halted;
+        match crate::files::write_durably(file, format!("{why}\n").as_bytes()) {
+            Ok(()) => anyhow::anyhow!("this member must not speak any more: {why}"),
+            Err(error) => anyhow::anyhow!(
+                "this member must not speak any more: {why}; and that cannot be noted in {}: {error}",
+                file.display()
+            ),
+        }
     }
 
     fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
@@ -772,6 +792,12 @@ impl Driver {
             }
             Event::TransferStarted { to } => tracing::info!(%to, "handing leadership over"),
             Event::SteppedDown { term, why } => tracing::warn!(term, ?why, "stepped down"),
+            Event::Reverted { held, last_index } => {
+                self.halted = Some(format!(
+                    "its log ends at {last_index}, and it had told the leader that it holds {held} durably: its disk was \
+                     lost, exchanged or set back; replace it under a new id"
+                ));
+            }
             Event::LogReverted { peer, held, last_index } => tracing::error!(
                 %peer, held, last_index,
                 "a member's log is shorter than what it said was durable: it lost its disk and counts for nothing; \

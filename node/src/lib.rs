@@ -108,6 +108,20 @@ fn cfg(args: &Args, id: MemberId, start_refusal_us: u64) -> Cfg {
     cfg
 }
 
+/// Where a member notes that it may never speak again.
+fn halted_file(args: &Args) -> std::path::PathBuf {
+    args.data_dir.join("halted")
+}
+
+/// Why an earlier run found that this member may never speak again.
+fn why_halted(args: &Args) -> Result<Option<String>> {
+    match std::fs::read_to_string(halted_file(args)) {
+        Ok(why) => Ok(Some(why.trim_end().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", halted_file(args).display())),
+    }
+}
+
 async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()> {
     let tls = Tls::from_args(&args)?;
     let listeners = Listeners::bind(&args).await?;
@@ -122,6 +136,12 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         opened = bootstrap::open(&args, &tls.peer, boot_nonce, engine_meta, &lost) => opened?,
         () = interrupts.next() => return Ok(()),
     };
+    if let Some(why) = why_halted(&args)? {
+        tracing::error!("this member must not speak any more: {why}");
+        lost.send_replace(why);
+        interrupts.next().await;
+        return Ok(());
+    }
     drop(faults);
     let (engine, machine) = match loaded {
         Some((meta, machine)) => (Some(meta), machine),
@@ -195,6 +215,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         member: id,
         generation: opened.generation,
         boot_nonce,
+        before: *opened.log.lineage(),
         to: MemberId(0),
         token_hash: bootstrap::token_hash(&args),
         peer_urls: args.initial_advertise_peer_urls.clone(),
@@ -315,6 +336,7 @@ impl Threads<'_> {
             peers,
             shared: self.shared,
             activation,
+            halted: halted_file(self.args),
             election_us: self.args.election_timeout * 1_000,
         };
         let ending = self.ending;

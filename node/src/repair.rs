@@ -78,6 +78,7 @@ fn hello(identity: Identity, token_hash: u64) -> Hello {
         member: quorate_raft::types::MemberId(identity.member_id),
         generation: 0,
         boot_nonce: 0,
+        before: quorate_log::Lineage::default(),
         to: quorate_raft::types::MemberId(0),
         token_hash,
         peer_urls: Vec::new(),

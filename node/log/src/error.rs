@@ -31,6 +31,12 @@ pub enum LogError {
     /// The directory holds a log already.
     #[error("the data directory already holds a log: open it, or use an empty directory")]
     Exists,
+    /// Another program wrote the directory. Its bytes may be sound; this program cannot read them.
+    #[error(
+        "{file} is of format version {found}, this program reads version {wanted}: start the release that wrote it, or \
+         replace this member under a new id"
+    )]
+    Format { file: String, found: u16, wanted: u16 },
     /// The directory belongs to somebody else.
     #[error("the data directory belongs to {found:?}, this process is {expected:?}: mount the right volume")]
     ForeignIdentity { expected: Identity, found: Identity },
@@ -67,7 +73,8 @@ impl LogError {
         match self {
             LogError::NoSpace { .. } => Verdict::Retry,
             LogError::Missing | LogError::Exists => Verdict::Reject,
-            LogError::ForeignIdentity { .. }
+            LogError::Format { .. }
+            | LogError::ForeignIdentity { .. }
             | LogError::Io { .. }
             | LogError::Corrupt { .. }
             | LogError::LostVote { .. }

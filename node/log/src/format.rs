@@ -9,6 +9,7 @@ use quorate_raft::wire::{
 };
 
 use crate::error::Identity;
+use crate::identity::{Boot, LINEAGE_MAX, Lineage};
 
 /// Alignment of batches and meta slots. A page of the usual disks: a torn write cannot reach a block that was promised.
 pub const BLOCK_BYTES: usize = 4096;
@@ -17,7 +18,7 @@ pub const HEADER_BYTES: usize = 128;
 /// Length of the meta file: two slots of one block each.
 pub const META_BYTES: usize = 2 * BLOCK_BYTES;
 /// Version of everything here. A change that an older reader would misread raises it.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// No log gets this far. Larger numbers are not ours, whatever their checksum says, and nothing computed from smaller ones
 /// overflows.
@@ -440,9 +441,26 @@ pub struct MetaSlot {
     pub hard: HardState,
     /// Every batch up to this one was durable when the slot was written.
     pub durable_seq: u64,
+    /// The starts of this directory before the one that wrote this slot.
+    pub before: Lineage,
 }
 
 impl MetaSlot {
+    /// The version of a whole slot that another program wrote.
+    pub fn other_version(block: &[u8]) -> Option<u16> {
+        if block.len() < BLOCK_BYTES || !is_sealed(&block[..BLOCK_BYTES], 0) {
+            return None;
+        }
+        let mut b = block;
+        let (magic, version) = (b.get_u32_le(), b.get_u16_le());
+        (magic == META_MAGIC && version != FORMAT_VERSION).then_some(version)
+    }
+
+    /// The start that wrote this slot, and those before it.
+    pub fn lineage(&self) -> Lineage {
+        self.before.after(Boot { generation: self.generation, nonce: self.boot_nonce })
+    }
+
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         let mut block = [0u8; BLOCK_BYTES];
         let mut f = Fields { bytes: &mut block, at: 0 };
@@ -456,6 +474,10 @@ impl MetaSlot {
         f.u64(self.hard.term);
         f.u64(self.hard.vote.map_or(0, |id| id.0));
         f.u64(self.durable_seq);
+        for boot in self.before.boots() {
+            f.u64(boot.generation);
+            f.u64(boot.nonce);
+        }
         seal(&mut block, 0);
         block
     }
@@ -474,6 +496,9 @@ impl MetaSlot {
         let (generation, boot_nonce, write_no) = (b.get_u64_le(), b.get_u64_le(), b.get_u64_le());
         let (term, vote) = (b.get_u64_le(), b.get_u64_le());
         let durable_seq = b.get_u64_le();
+        let before: [Boot; LINEAGE_MAX] =
+            std::array::from_fn(|_| Boot { generation: b.get_u64_le(), nonce: b.get_u64_le() });
+        let before = Lineage::of(before.into_iter().take_while(|boot| is_number(boot.generation)));
         let are_ours = [generation, write_no, durable_seq].iter().all(|number| *number <= NUMBER_MAX);
         are_ours.then_some(MetaSlot {
             identity,
@@ -482,6 +507,7 @@ impl MetaSlot {
             write_no,
             hard: HardState { term, vote: (vote != 0).then_some(quorate_raft::types::MemberId(vote)) },
             durable_seq,
+            before,
         })
     }
 }

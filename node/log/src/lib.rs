@@ -34,7 +34,7 @@ mod scrub;
 pub use disk::{Disk, FileId};
 pub use error::{Identity, LogError, Verdict};
 pub use faulty::FaultyDisk;
-pub use identity::{Boot, Imposture, judge};
+pub use identity::{Boot, Imposture, LINEAGE_MAX, Lineage, judge};
 pub use log::{Log, Options, SEGMENT_BYTES_DEFAULT, Space};
 pub use real::RealDisk;
 pub use repair::{ASIDE_SUFFIX, Mended, Progress, Repair, Wanted};

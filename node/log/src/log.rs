@@ -15,6 +15,7 @@ use crate::error::{Identity, LogError};
 use crate::format::{
     BLOCK_BYTES, BatchHeader, HEADER_BYTES, Held, META_BYTES, MetaSlot, SegmentHeader, batch_len_bytes, encode_record,
 };
+use crate::identity::Lineage;
 use crate::recover;
 
 /// Name of the file with the two meta slots. It is created last: a directory without it never promised anything.
@@ -246,6 +247,8 @@ pub struct Log<D> {
     options: Options,
     identity: Identity,
     generation: u64,
+    /// The starts before this one.
+    before: Lineage,
     meta_file: FileId,
     meta_write_no: u64,
     /// What each slot says was durable.
@@ -308,6 +311,7 @@ impl<D: Disk> Log<D> {
             options,
             identity,
             generation: 1,
+            before: Lineage::default(),
             meta_file,
             meta_write_no: 1,
             meta_durable: [tail.seq; 2],
@@ -348,6 +352,7 @@ impl<D: Disk> Log<D> {
             options,
             identity: found.meta.identity,
             generation: found.next_generation,
+            before: found.meta.lineage(),
             meta_file: found.meta_file,
             meta_write_no: found.meta.write_no,
             meta_durable: [0; 2],
@@ -548,6 +553,7 @@ impl<D: Disk> Log<D> {
             write_no: self.meta_write_no + 1,
             hard: self.hard,
             durable_seq: self.tail.seq,
+            before: self.before,
         };
         let offset_bytes = (self.meta_slot * BLOCK_BYTES) as u64;
         self.disk.write_at(self.meta_file, offset_bytes, &slot.encode()).map_err(failed("writing", META_NAME))?;
@@ -686,6 +692,11 @@ impl<D: Disk> Log<D> {
     /// How many times this data directory was opened (it may skip numbers, it never goes back).
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// The starts of this directory before this one.
+    pub fn lineage(&self) -> &Lineage {
+        &self.before
     }
     /// Number of segment files that hold something of use.
     pub fn segment_count(&self) -> usize {
@@ -953,8 +964,15 @@ fn write_first_meta<D: Disk>(
     hard: HardState,
     durable_seq: u64,
 ) -> Result<FileId, LogError> {
-    let slot =
-        MetaSlot { identity: *identity, generation: 1, boot_nonce: options.boot_nonce, write_no: 1, hard, durable_seq };
+    let slot = MetaSlot {
+        identity: *identity,
+        generation: 1,
+        boot_nonce: options.boot_nonce,
+        write_no: 1,
+        hard,
+        durable_seq,
+        before: Lineage::default(),
+    };
     let file = disk.create(META_NEW_NAME, META_BYTES as u64).map_err(failed("creating", META_NEW_NAME))?;
     // Both slots are valid from the start, so that an unreadable one always means damage.
     let both = Bytes::from([slot.encode(), slot.encode()].concat());

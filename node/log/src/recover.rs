@@ -9,8 +9,8 @@ use quorate_raft::types::{Entry, HardState, SnapMeta};
 use crate::disk::{Disk, FileId};
 use crate::error::{Identity, LogError};
 use crate::format::{
-    BLOCK_BYTES, BatchHeader, HEADER_BYTES, Held, META_BYTES, MetaSlot, SegmentHeader, Stored, batch_len_bytes,
-    decode_records,
+    BLOCK_BYTES, BatchHeader, FORMAT_VERSION, HEADER_BYTES, Held, META_BYTES, MetaSlot, SegmentHeader, Stored,
+    batch_len_bytes, decode_records,
 };
 use crate::log::{
     META_NAME, Options, RESERVE_NAME, Segments, Tail, UNFINISHED_SUFFIX, failed, segment_id_of, segment_name,
@@ -125,6 +125,10 @@ pub(crate) fn read_meta<D: Disk>(disk: &mut D) -> Result<Meta, LogError> {
     }
     let mut bytes = vec![0u8; META_BYTES];
     disk.read_at(file, 0, &mut bytes).map_err(failed("reading", META_NAME))?;
+    let other = bytes.chunks(BLOCK_BYTES).find_map(MetaSlot::other_version);
+    if let Some(found) = other {
+        return Err(LogError::Format { file: META_NAME.to_owned(), found, wanted: FORMAT_VERSION });
+    }
     let slots = [MetaSlot::decode(&bytes[..BLOCK_BYTES]), MetaSlot::decode(&bytes[BLOCK_BYTES..])];
     Ok(Meta { file, slots })
 }

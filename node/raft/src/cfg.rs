@@ -157,6 +157,12 @@ impl Cfg {
         self.hint_on_disconnect && self.leases.is_none()
     }
 
+    /// Entries from leaders that may wait for this member's disk: the window of one leader and that of the next. Beyond
+    /// it nothing is taken, so that a disk that hangs costs a bounded amount of memory.
+    pub fn unflushed_bytes_max(&self) -> usize {
+        2 * (self.inflight_bytes_max + self.max_append_bytes)
+    }
+
     /// ET: the lower bound of the election timeout.
     pub(crate) fn et_us(&self) -> u64 {
         self.election_us.0

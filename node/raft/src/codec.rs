@@ -27,6 +27,9 @@ pub const MEMBER_URLS_MAX: usize = 16;
 /// Longest URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2_048;
 
+/// A member with log and state. Whether it votes or learns is told by the sets of the configuration; other kinds, such as
+/// one that votes and holds no state, get other numbers.
+const MEMBER_FULL: u8 = 0;
 /// term, index, kind.
 const ENTRY_HEADER_BYTES: usize = 8 + 8 + 1;
 
@@ -41,6 +44,8 @@ pub enum WireError {
     Tag { field: &'static str, got: u8 },
     #[error("{field}: not valid UTF-8")]
     Utf8 { field: &'static str },
+    #[error("configuration: member {id} is of kind {kind}, which this program does not know; upgrade it")]
+    MemberKind { id: MemberId, kind: u8 },
     #[error("configuration: {rule}")]
     Config { rule: &'static str },
 }
@@ -147,6 +152,7 @@ pub fn encode_config(config: &Config, buf: &mut BytesMut) {
     put_count(buf, config.members.len());
     for (id, info) in &config.members {
         buf.put_u64_le(id.0);
+        buf.put_u8(MEMBER_FULL);
         put_string(buf, &info.name);
         put_urls(buf, &info.peer_urls);
         put_urls(buf, &info.client_urls);
@@ -159,12 +165,16 @@ pub fn decode_config(buf: &mut Bytes) -> Result<Config> {
     let voters_outgoing = get_ids(buf, CONFIG_MEMBERS_MAX, "voters_outgoing")?;
     let learners = get_ids(buf, CONFIG_MEMBERS_MAX, "learners")?;
     let removed = get_ids(buf, CONFIG_REMOVED_MAX, "removed")?;
-    let count = get_count(buf, CONFIG_MEMBERS_MAX, 8 + 4 + 4 + 4, "members")?;
+    let count = get_count(buf, CONFIG_MEMBERS_MAX, 8 + 1 + 4 + 4 + 4, "members")?;
     let mut members = BTreeMap::new();
     for _ in 0..count {
         let id = get_member(buf, "members")?;
         if members.last_key_value().is_some_and(|(last, _)| *last >= id) {
             return Err(WireError::Config { rule: "ids must ascend" });
+        }
+        match get_u8(buf, "member kind")? {
+            MEMBER_FULL => {}
+            kind => return Err(WireError::MemberKind { id, kind }),
         }
         let name = get_string(buf, MEMBER_NAME_BYTES_MAX, "name")?;
         let peer_urls = get_urls(buf, "peer_urls")?;
@@ -324,6 +334,7 @@ const TAG_READ_INDEX_REPLY: u8 = 12;
 const TAG_SNAPSHOT_REPLY: u8 = 13;
 const TAG_YOU_ARE_REMOVED: u8 = 14;
 const TAG_COMMIT: u8 = 15;
+const TAG_YOUR_LOG_REVERTED: u8 = 16;
 
 fn put_head(buf: &mut BytesMut, tag: u8, words: &[u64]) {
     buf.put_u8(tag);
@@ -377,6 +388,7 @@ pub fn encode(msg: &Msg, buf: &mut BytesMut) {
         Msg::YouAreRemoved { term, config_term, config_index } => {
             put_head(buf, TAG_YOU_ARE_REMOVED, &[*term, *config_term, *config_index]);
         }
+        Msg::YourLogReverted { term, held } => put_head(buf, TAG_YOUR_LOG_REVERTED, &[*term, *held]),
     }
 }
 
@@ -417,6 +429,7 @@ pub fn decode(buf: &mut Bytes) -> Result<Msg> {
         }
         TAG_SNAPSHOT_REPLY => Msg::SnapshotReply { term, index: word(buf)? },
         TAG_YOU_ARE_REMOVED => Msg::YouAreRemoved { term, config_term: word(buf)?, config_index: word(buf)? },
+        TAG_YOUR_LOG_REVERTED => Msg::YourLogReverted { term, held: word(buf)? },
         got => return Err(WireError::Tag { field: "message tag", got }),
     })
 }

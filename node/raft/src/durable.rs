@@ -14,8 +14,18 @@ pub(crate) struct Durable {
     /// Number of the last write of term and vote.
     hard: WriteSeq,
     index: Index,
-    /// Appends not durable yet: (write, last index it makes durable). Both never decrease.
-    pending: VecDeque<(WriteSeq, Index)>,
+    /// Appends not durable yet. Numbers and indexes never decrease.
+    pending: VecDeque<Pending>,
+    /// Bytes of the entries in all of them, truncated or not: what waits in memory for the disk.
+    pending_bytes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Pending {
+    seq: WriteSeq,
+    /// Last index it makes durable.
+    last: Index,
+    bytes: usize,
 }
 
 impl Durable {
@@ -27,6 +37,7 @@ impl Durable {
             hard: WriteSeq(0),
             index: last_index,
             pending: VecDeque::new(),
+            pending_bytes: 0,
         }
     }
 
@@ -50,18 +61,29 @@ impl Durable {
         self.hard <= self.written
     }
 
-    pub(crate) fn append(&mut self, last: Index) -> WriteSeq {
+    /// Bytes of entries that wait for the disk.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    pub(crate) fn append(&mut self, last: Index, bytes: usize) -> WriteSeq {
         let seq = self.next();
-        self.pending.push_back((seq, last));
+        self.pending.push_back(Pending { seq, last, bytes });
+        self.pending_bytes += bytes;
         seq
     }
 
     pub(crate) fn truncate(&mut self, to: Index) -> WriteSeq {
-        self.index = self.index.min(to);
-        for (_, last) in &mut self.pending {
-            *last = (*last).min(to);
-        }
+        self.cap(to);
         self.next()
+    }
+
+    /// Nothing written so far makes more than this durable.
+    fn cap(&mut self, to: Index) {
+        self.index = self.index.min(to);
+        for pending in &mut self.pending {
+            pending.last = pending.last.min(to);
+        }
     }
 
     #[cfg(feature = "mutants")]
@@ -78,9 +100,8 @@ impl Durable {
 
     /// The log begins anew behind a snapshot at `index`.
     pub(crate) fn replace(&mut self, index: Index) -> WriteSeq {
-        self.index = 0;
-        self.pending.clear();
-        self.append(index)
+        self.cap(0);
+        self.append(index, 0)
     }
 
     /// All writes up to `upto` are on disk. Returns whether that was news.
@@ -90,8 +111,9 @@ impl Durable {
             return false;
         }
         self.written = upto;
-        while let Some((_, last)) = self.pending.front().copied().filter(|(seq, _)| *seq <= upto) {
-            self.index = last;
+        while let Some(pending) = self.pending.front().copied().filter(|pending| pending.seq <= upto) {
+            self.index = pending.last;
+            self.pending_bytes -= pending.bytes;
             self.pending.pop_front();
         }
         true
@@ -103,8 +125,8 @@ impl Durable {
         self.issued.0 -= base;
         self.written.0 = 0;
         self.hard.0 = self.hard.0.saturating_sub(base);
-        for (seq, _) in &mut self.pending {
-            seq.0 -= base;
+        for pending in &mut self.pending {
+            pending.seq.0 -= base;
         }
         base
     }
@@ -119,8 +141,8 @@ impl Durable {
         let log = if index <= self.index {
             WriteSeq(0)
         } else {
-            let at = self.pending.partition_point(|(_, last)| *last < index);
-            self.pending.get(at).expect("every entry not durable yet has a write").0
+            let at = self.pending.partition_point(|pending| pending.last < index);
+            self.pending.get(at).expect("every entry not durable yet has a write").seq
         };
         Some(log.max(self.hard)).filter(|seq| *seq > self.written)
     }
@@ -133,9 +155,9 @@ mod tests {
     #[test]
     fn a_completion_from_before_a_truncation_does_not_count_for_what_came_after() {
         let mut durable = Durable::recovered(3);
-        let old = durable.append(6);
+        let old = durable.append(6, 30);
         durable.truncate(4);
-        let new = durable.append(6);
+        let new = durable.append(6, 30);
         assert!(durable.written(old));
         assert_eq!(durable.index(), 4);
         assert_eq!(durable.promise(5), Some(new));
@@ -144,6 +166,21 @@ mod tests {
         assert_eq!(durable.index(), 6);
         assert!(!durable.written(old));
         assert_eq!(durable.index(), 6);
+    }
+
+    #[test]
+    fn what_was_truncated_still_waits_for_the_disk() {
+        let mut durable = Durable::recovered(3);
+        let old = durable.append(6, 30);
+        durable.truncate(4);
+        let new = durable.append(5, 10);
+        let mark = durable.replace(9);
+        assert_eq!(durable.pending_bytes(), 40);
+        assert!(durable.written(old));
+        assert_eq!((durable.pending_bytes(), durable.index()), (10, 0));
+        assert_eq!(durable.promise(9), Some(mark));
+        assert!(durable.written(new));
+        assert_eq!((durable.pending_bytes(), durable.index()), (0, 0));
     }
 
     #[test]

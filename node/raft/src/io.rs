@@ -298,6 +298,12 @@ pub enum Event {
         term: Term,
         why: StepDown,
     },
+    /// A leader says that this log ends before `held`, which it was told to be durable here: this member's disk was lost or
+    /// exchanged. It promises nothing any more, and must not after a restart either: it is replaced under another id.
+    Reverted {
+        held: Index,
+        last_index: Index,
+    },
     /// `peer` said that its log is durable up to `held` and now ends at `last_index`: its disk was lost or exchanged. It
     /// counts for nothing and must be replaced under another id.
     LogReverted {
@@ -313,6 +319,8 @@ pub enum StepDown {
     QuorumLost,
     DiskStalled,
     DiskFailed,
+    /// Its own log lacks what it once promised.
+    LogReverted,
     HigherTerm,
     Removed,
 }

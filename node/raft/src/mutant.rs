@@ -109,6 +109,12 @@ mutants! {
     Snapshots NoSnapshotBehindLog = "no-snapshot-behind-log",
     /// A lost append keeps its place in the window.
     Replication WindowLeakedOnDrop = "window-leaked-on-drop",
+    /// After a loss the leader forgets what was received and is not durable, and sends one window more.
+    Replication ProbeForgetsWindow = "probe-forgets-window",
+    /// A follower takes whatever it is sent, however much waits for its disk.
+    Replication UnflushedUnbounded = "unflushed-unbounded",
+    /// A candidate begins another term while its vote in the last one is not on disk.
+    Votes CampaignUnwritten = "campaign-unwritten",
     /// A transfer hands over to a target that lacks entries, and never ends.
     Replication TransferToLaggingTarget = "transfer-to-lagging-target",
     /// A truncation rolls the log back but not the configuration.
@@ -181,6 +187,8 @@ mutants! {
     Replication ProbeFromTheStart = "probe-from-the-start",
     /// A member whose log is shorter than what it said was durable is fed and counted again.
     Replication LogReversionAccepted = "log-reversion-accepted",
+    /// A member that is told that its log lost what it promised goes on all the same.
+    Votes ReversionIgnored = "reversion-ignored",
     /// A member whose uncommitted tail a new leader truncated is taken for one that lost its disk.
     Replication TruncationTakenForReversion = "truncation-taken-for-reversion",
     /// A snapshot the log already holds replaces it, with the acknowledged entries behind.

@@ -10,8 +10,8 @@ use crate::types::{Index, Time};
 /// How entries are sent to this member.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Feed {
-    /// One append at a time until one matches. `sent`: the last index of the one under way.
-    Probe { sent: Option<Index> },
+    /// One append at a time until one matches. `sent`: last index and bytes of the one under way.
+    Probe { sent: Option<(Index, usize)> },
     /// Appends follow each other within the window.
     Pipeline,
     /// It is behind the kept log; a snapshot travels. `floor`: entries above stay in the log for it.
@@ -32,8 +32,8 @@ pub(crate) struct Progress {
     mark: Option<(u64, Index)>,
     /// A heartbeat round sent when its log held this much durably: its answer may not come from a shorter log.
     held: Option<(u64, Index)>,
-    /// It answered from a shorter log. Nothing of it counts in this term any more.
-    pub(crate) is_reverted: bool,
+    /// It answered from a log shorter than this, which it had held. Nothing of it counts in this term any more.
+    pub(crate) reverted: Option<Index>,
     /// Equal to this leader's log there when it last said so, durable or not.
     received: Index,
     /// Highest heartbeat round answered, when that round was sent, and when the answer came.
@@ -56,7 +56,7 @@ impl Progress {
             inflight_bytes: 0,
             mark: None,
             held: None,
-            is_reverted: false,
+            reverted: None,
             received: 0,
             acked_round: 0,
             acked_sent: None,
@@ -70,24 +70,33 @@ impl Progress {
     pub(crate) fn is_ready(&self, inflight_bytes_max: usize) -> bool {
         match self.feed {
             Feed::Probe { sent } => sent.is_none(),
-            Feed::Pipeline => self.inflight_bytes < inflight_bytes_max,
+            Feed::Pipeline => self.has_room(inflight_bytes_max),
             Feed::Snapshot { .. } => false,
         }
+    }
+
+    /// An append may carry entries. A probe without room goes without: it still tells where the logs are equal.
+    pub(crate) fn has_room(&self, inflight_bytes_max: usize) -> bool {
+        self.inflight_bytes < inflight_bytes_max
     }
 
     /// An append with entries up to `last` (or none, then `last` is `next - 1`) left.
     pub(crate) fn sent(&mut self, last: Index, bytes: usize) {
         match &mut self.feed {
-            Feed::Probe { sent } => *sent = Some(last),
+            Feed::Probe { sent } => *sent = Some((last, bytes)),
             Feed::Pipeline => {
                 if last >= self.next {
-                    self.inflight.push_back((last, bytes));
-                    self.inflight_bytes += bytes;
+                    self.hold(last, bytes);
                     self.next = last + 1;
                 }
             }
             Feed::Snapshot { .. } => unreachable!("no append is sent while a snapshot travels"),
         }
+    }
+
+    fn hold(&mut self, last: Index, bytes: usize) {
+        self.inflight.push_back((last, bytes));
+        self.inflight_bytes += bytes;
     }
 
     /// A heartbeat of `round` left behind whatever was sent before. `sealed`: committed and durable there in whatever term.
@@ -97,7 +106,7 @@ impl Progress {
         }
         if self.mark.is_none() {
             let last = match self.feed {
-                Feed::Probe { sent } => sent,
+                Feed::Probe { sent } => sent.map(|(last, _)| last),
                 Feed::Pipeline => Some(self.next - 1),
                 Feed::Snapshot { .. } => None,
             };
@@ -112,8 +121,8 @@ impl Progress {
         (last_index < held).then_some(held)
     }
 
-    pub(crate) fn revert(&mut self) {
-        *self = Progress { is_reverted: true, ..Progress::new(self.next) };
+    pub(crate) fn revert(&mut self, held: Index) {
+        *self = Progress { reverted: Some(held), ..Progress::new(self.next) };
     }
 
     /// Where to send on after a loss: behind what it has received in this term, whatever of it is durable. Before the
@@ -139,11 +148,11 @@ impl Progress {
 
     /// The log up to `index` is durable there. Returns whether that was news.
     pub(crate) fn note_matched(&mut self, index: Index) -> bool {
+        self.note_received(index);
         while let Some((_, bytes)) = self.inflight.front().copied().filter(|(last, _)| *last <= index) {
             self.inflight_bytes -= bytes;
             self.inflight.pop_front();
         }
-        self.note_received(index);
         let is_news = index > self.matched;
         self.matched = self.matched.max(index);
         is_news
@@ -153,7 +162,12 @@ impl Progress {
     pub(crate) fn note_received(&mut self, index: Index) {
         self.received = self.received.max(index);
         match self.feed {
-            Feed::Probe { .. } if index + 1 >= self.next => {
+            // A member that has no room takes nothing of a probe: then the next one follows a heartbeat later.
+            Feed::Probe { sent } if index >= sent.map_or(self.next - 1, |(last, _)| last) => {
+                // What the probe carried waits for that disk like everything before it.
+                if let Some((last, bytes)) = sent.filter(|(last, _)| *last >= self.next) {
+                    self.hold(last, bytes);
+                }
                 self.next = index + 1;
                 self.pipeline();
             }
@@ -168,14 +182,25 @@ impl Progress {
 
     fn pipeline(&mut self) {
         self.feed = Feed::Pipeline;
-        self.forget_inflight();
+        self.mark = None;
     }
 
-    /// Starts over from `next`.
+    /// Starts over from `next`. What lies before it was received and keeps its place in the window until it is durable:
+    /// a member whose disk hangs must not be sent one window more with each message that is lost.
     pub(crate) fn probe(&mut self, next: Index) {
         self.feed = Feed::Probe { sent: None };
         self.next = next;
-        self.forget_inflight();
+        self.mark = None;
+        while let Some((_, bytes)) = self.inflight.back().copied().filter(|(last, _)| *last >= next) {
+            self.inflight_bytes -= bytes;
+            self.inflight.pop_back();
+        }
+    }
+
+    /// It lacks what a probe built on, so what it once received from `next` on is not there any more.
+    pub(crate) fn rejected(&mut self, next: Index) {
+        self.received = self.received.min(next - 1);
+        self.probe(next);
     }
 
     #[cfg(feature = "mutants")]
@@ -184,15 +209,21 @@ impl Progress {
         self.mark = None;
     }
 
+    #[cfg(feature = "mutants")]
+    pub(crate) fn probe_forgetting_window(&mut self, next: Index) {
+        self.probe(next);
+        self.forget_inflight();
+    }
+
     pub(crate) fn snapshot(&mut self, floor: Index) {
         self.feed = Feed::Snapshot { floor };
+        self.mark = None;
         self.forget_inflight();
     }
 
     fn forget_inflight(&mut self) {
         self.inflight.clear();
         self.inflight_bytes = 0;
-        self.mark = None;
     }
 
     /// Heard from within `et_us` before `now`.

@@ -104,6 +104,12 @@ pub enum Msg {
         config_term: Term,
         config_index: Index,
     },
+    /// Told by a leader: the receiver's log ends before `held`, which it had said to hold durably. What it promised is
+    /// lost; it stops before its next vote or acknowledgement.
+    YourLogReverted {
+        term: Term,
+        held: Index,
+    },
 }
 
 impl Msg {
@@ -124,7 +130,8 @@ impl Msg {
             | Msg::ReadIndex { term, .. }
             | Msg::ReadIndexReply { term, .. }
             | Msg::SnapshotReply { term, .. }
-            | Msg::YouAreRemoved { term, .. } => term,
+            | Msg::YouAreRemoved { term, .. }
+            | Msg::YourLogReverted { term, .. } => term,
         }
     }
 }

@@ -54,7 +54,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 
 fn msg() -> impl Strategy<Value = Msg> {
     let entries = prop::collection::vec(entry(), 0..4);
-    (0_u8..15, any::<[u64; 6]>(), any::<bool>(), entries).prop_map(|(kind, [term, a, b, c, d, e], flag, entries)| {
+    (0_u8..16, any::<[u64; 6]>(), any::<bool>(), entries).prop_map(|(kind, [term, a, b, c, d, e], flag, entries)| {
         match kind {
             0 => Msg::PreVote { term, last_term: a, last_index: b },
             1 => Msg::PreVoteReply { term, granted: flag },
@@ -70,6 +70,7 @@ fn msg() -> impl Strategy<Value = Msg> {
             11 => Msg::ReadIndexReply { term, ctx: a, index: flag.then_some(b) },
             12 => Msg::SnapshotReply { term, index: a },
             13 => Msg::YouAreRemoved { term, config_term: a, config_index: b },
+            14 => Msg::YourLogReverted { term, held: a },
             _ => Msg::Commit { term, commit: a },
         }
     })
@@ -191,4 +192,18 @@ fn configurations_that_break_an_invariant_are_refused() {
         let mut bytes = bytes_of(|buf| wire::encode_config(&config, buf));
         assert!(matches!(wire::decode_config(&mut bytes), Err(WireError::Config { .. })), "{config:?}");
     }
+}
+
+/// There is room for members that vote and hold no state; a program that does not know them must not take them for others.
+#[test]
+fn a_member_of_an_unknown_kind_is_refused_by_name() {
+    let members = BTreeMap::from([(MemberId(5), MemberInfo::default())]);
+    let config = Config { voters: BTreeSet::from([MemberId(5)]), members, ..Config::default() };
+    let mut bytes = bytes_of(|buf| wire::encode_config(&config, buf)).to_vec();
+    // Three empty sets and one of one id, the count of members, the member's id.
+    let at = 4 * 4 + 8 + 4 + 8;
+    assert_eq!(bytes[at], 0);
+    bytes[at] = 1;
+    let refused = wire::decode_config(&mut Bytes::from(bytes));
+    assert_eq!(refused, Err(WireError::MemberKind { id: MemberId(5), kind: 1 }));
 }

@@ -12,12 +12,8 @@ const OUTAGE_US: u64 = 10 * 300_000 + 1_500_000;
 const OUTAGE_MIXED_US: u64 = 10 * 600_000 + 1_500_000;
 /// Terms are compared over this time. With pre-vote a term begins only when a majority would vote for somebody.
 const TERM_WINDOW_US: u64 = 10_000_000;
-/// One per election timeout of the fastest clock is what a majority that cannot write makes of it.
-const TERMS_PER_WINDOW: u64 = 140;
-/// Windows of replication that may wait for one follower's disk: each leader of a while sends one.
-const WINDOWS_WAITING: usize = 8;
-/// A leader that takes a message for lost forgets what is received there and not durable, and sends one window more.
-const WAITING_BYTES: usize = 1 << 20;
+/// Nobody begins one while its vote in the last is not on disk.
+const TERMS_PER_WINDOW: u64 = 60;
 /// So often the engine may persist before the log is cut.
 const CUTS_MISSED_MAX: u64 = 3;
 /// Segments a log may hold besides those with entries it needs: the active one, a spare, those waiting for removal.
@@ -56,12 +52,12 @@ impl World {
             due.is_none_or(|due| persisted < due),
             "I17 {id} keeps {kept} entries that its engine holds, the limit is {limit}"
         );
-        let waiting: usize = process.to_write.iter().map(|(_, record)| record_bytes(record)).sum();
-        let window = shape.inflight_bytes_max + shape.max_append_bytes;
-        hold!(
-            process.node.is_leader() || waiting <= WAITING_BYTES + WINDOWS_WAITING * window,
-            "I17 {waiting} bytes wait for the disk of {id}, a window is {window}"
-        );
+        // What it appended as a leader is bounded by what may be uncommitted.
+        let followed = process.to_write.iter().filter(|(seq, _)| *seq > process.led_upto);
+        let waiting: usize = followed.map(|(_, record)| record_bytes(record)).sum();
+        let largest = process.node.entries().map(Entry::size_bytes).max().unwrap_or_default();
+        let limit = (2 * (shape.inflight_bytes_max + shape.max_append_bytes)).max(largest);
+        hold!(waiting <= limit, "I17 {waiting} bytes from leaders wait for the disk of {id}, the limit is {limit}");
         Ok(())
     }
 

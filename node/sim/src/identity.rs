@@ -16,12 +16,17 @@ impl World {
     /// Whether `to` listens to what comes from this start of `from`.
     pub(crate) fn admits(&mut self, to: MemberId, from: MemberId, boot: Boot) -> Result<bool, Violation> {
         let (takes_old, takes_twins) = (planted!(self, OldCopyAdmitted), planted!(self, TwinAdmitted));
+        // A connection of an earlier start is refused by its generation alone.
+        let before = self.members.get(&from).and_then(|member| member.process.as_ref());
+        let before = before.filter(|process| process.boot == boot).map(|process| *process.log.lineage());
+        let before = before.unwrap_or_default();
         let Some(member) = self.members.get_mut(&to) else { return Ok(false) };
+        let seen = member.seen.get(&from).copied();
         let Some(process) = member.process.as_mut() else { return Ok(true) };
         if process.admitted.get(&from) == Some(&boot) {
             return Ok(true);
         }
-        let verdict = match judge(member.seen.get(&from).copied(), boot) {
+        let verdict = match judge(seen, boot, &before) {
             Err(Imposture::OldCopy { .. }) if takes_old => Ok(()),
             Err(Imposture::Twin { .. }) if takes_twins => Ok(()),
             verdict => verdict,
@@ -141,7 +146,7 @@ impl World {
             if seen != Some(boot) {
                 continue;
             }
-            let is_refused = judge(seen, twin).is_err() && !takes_twins;
+            let is_refused = judge(seen, twin, log.lineage()).is_err() && !takes_twins;
             hold!(is_refused, "I14 {other} would listen to a twin of {id}: {twin:?} beside {boot:?}");
             self.count("twin refused");
         }

@@ -219,6 +219,7 @@ impl World {
             flushing: None,
             flush_number: 0,
             written: WriteSeq(0),
+            led_upto: WriteSeq(0),
             held: VecDeque::new(),
             staged: None,
             installing: None,

@@ -64,6 +64,8 @@ pub(crate) struct Process {
     pub(crate) flushing: Option<Vec<(WriteSeq, Record)>>,
     pub(crate) flush_number: u64,
     pub(crate) written: WriteSeq,
+    /// The last write it made as a leader.
+    pub(crate) led_upto: WriteSeq,
     pub(crate) held: VecDeque<(WriteSeq, MemberId, Msg)>,
     pub(crate) staged: Option<(SnapMeta, Machine)>,
     pub(crate) installing: Option<(SnapMeta, Machine)>,
@@ -186,6 +188,9 @@ impl World {
                 if matches!(record, Record::TruncateTo(_)) {
                     process.watch.truncated(&process.node)?;
                 }
+                if process.node.is_leader() {
+                    process.led_upto = seq;
+                }
                 process.to_write.push_back((seq, record));
             }
             Effect::Send { to, msg, after } => {
@@ -240,6 +245,15 @@ impl World {
                 if at.index > 0 {
                     self.oracle.config_placed((at.index, at.term), &config);
                 }
+            }
+            CoreEvent::Reverted { held, last_index } => {
+                let is_true = member.lost.is_some() || member.is_rotten || member.is_lying;
+                hold!(
+                    is_true,
+                    "I1 {id} is told that it ends at {last_index} and held {held}, and nothing happened to it"
+                );
+                self.count("reverted member stopped");
+                self.at(self.now, Event::Halt { member: id });
             }
             CoreEvent::Removed { .. } => self.count("members told they are removed"),
             _ => {}

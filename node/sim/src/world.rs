@@ -136,6 +136,10 @@ pub(crate) enum Event {
     Restart {
         member: MemberId,
     },
+    /// It was told that it may never speak again.
+    Halt {
+        member: MemberId,
+    },
     Resume {
         member: MemberId,
     },
@@ -161,6 +165,7 @@ impl Event {
             | Event::Link { .. }
             | Event::Eager { .. }
             | Event::Restart { .. }
+            | Event::Halt { .. }
             | Event::Resume { .. }
             | Event::Fault => None,
         }
@@ -521,6 +526,13 @@ impl World {
             }
             Event::Eager { member } => self.eager_change(member),
             Event::Restart { member } => self.restart(member),
+            Event::Halt { member } => {
+                self.crash(member, false)?;
+                if let Some(member) = self.members.get_mut(&member) {
+                    member.is_dead = true;
+                }
+                Ok(())
+            }
             Event::Resume { member } => self.resume(member),
             Event::Fault => unreachable!("faults are handled by the caller"),
         }

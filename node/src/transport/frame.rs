@@ -1,6 +1,7 @@
 //! Frames: length, checksum, kind, body. Little-endian. A peer's bytes are checked before anything is allocated.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quorate_log::{Boot, LINEAGE_MAX, Lineage};
 use quorate_raft::codec;
 use quorate_raft::frame as envelope;
 use quorate_raft::io::{Change, Refusal};
@@ -16,7 +17,7 @@ pub const FRAME_BYTES_MAX: usize = 48 << 20;
 /// Length and checksum.
 pub const FRAME_HEADER_BYTES: usize = envelope::HEADER_BYTES;
 /// Of the protocol between members; another version is refused.
-const PROTOCOL: u16 = 1;
+const PROTOCOL: u16 = 2;
 const MAGIC: u32 = u32::from_le_bytes(*b"QPER");
 /// Longest text in a frame: names, URLs, reasons.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -43,6 +44,8 @@ pub struct Hello {
     pub member: MemberId,
     pub generation: u64,
     pub boot_nonce: u64,
+    /// The starts of its data directory before this one.
+    pub before: Lineage,
     /// Whom the sender means to reach; 0 when it does not know.
     pub to: MemberId,
     /// A hash of `--initial-cluster-token`.
@@ -121,8 +124,10 @@ pub enum FrameError {
     Short,
     #[error("frame kind {0} is not known")]
     Kind(u8),
-    #[error("not a Quorate peer, or of another protocol version")]
-    Protocol,
+    #[error("not a Quorate peer")]
+    Stranger,
+    #[error("a peer of protocol version {found}, this program speaks {PROTOCOL}: run one release on all members")]
+    Protocol { found: u16 },
     #[error("a snapshot of {count} runs is above the limit of {RUNS_MAX}")]
     Runs { count: usize },
     #[error("a text is too long or not UTF-8")]
@@ -175,6 +180,7 @@ impl Frame {
                 ];
                 words.iter().for_each(|word| out.put_u64_le(*word));
                 put_texts(&hello.peer_urls, out);
+                put_lineage(&hello.before, out);
             }
             Frame::Welcome { refusal } => {
                 out.put_u8(2);
@@ -367,8 +373,11 @@ fn texts(body: &mut Bytes) -> Result<Vec<String>, FrameError> {
 fn hello(body: &mut Bytes) -> Result<Hello, FrameError> {
     let magic = body.try_get_u32_le().map_err(|_| FrameError::Short)?;
     let protocol = body.try_get_u16_le().map_err(|_| FrameError::Short)?;
-    if magic != MAGIC || protocol != PROTOCOL {
-        return Err(FrameError::Protocol);
+    if magic != MAGIC {
+        return Err(FrameError::Stranger);
+    }
+    if protocol != PROTOCOL {
+        return Err(FrameError::Protocol { found: protocol });
     }
     let purpose = match u8_of(body)? {
         0 => Purpose::Control,
@@ -388,7 +397,25 @@ fn hello(body: &mut Bytes) -> Result<Hello, FrameError> {
         to: MemberId(u64_of(body)?),
         token_hash: u64_of(body)?,
         peer_urls: texts(body)?,
+        before: lineage(body)?,
     })
+}
+
+fn put_lineage(before: &Lineage, out: &mut BytesMut) {
+    out.put_u8(u8::try_from(before.boots().count()).expect("few starts are remembered"));
+    for Boot { generation, nonce } in before.boots() {
+        out.put_u64_le(generation);
+        out.put_u64_le(nonce);
+    }
+}
+
+fn lineage(body: &mut Bytes) -> Result<Lineage, FrameError> {
+    let boots = (0..u8_of(body)?).map(|_| Ok(Boot { generation: u64_of(body)?, nonce: u64_of(body)? }));
+    let boots = boots.collect::<Result<Vec<Boot>, FrameError>>()?;
+    if boots.len() > LINEAGE_MAX || boots.iter().any(|boot| boot.generation == 0) {
+        return Err(FrameError::Short);
+    }
+    Ok(Lineage::of(boots))
 }
 
 fn put_ids(ids: &[MemberId], out: &mut BytesMut) {
@@ -581,6 +608,7 @@ pub(crate) fn samples() -> Vec<Frame> {
             member: MemberId(3),
             generation: 4,
             boot_nonce: 5,
+            before: Lineage::of([Boot { generation: 3, nonce: 9 }]),
             to: MemberId(7),
             token_hash: 6,
             peer_urls: vec!["http://x:1".into()],
@@ -630,6 +658,17 @@ mod tests {
             let body = out.freeze().slice(FRAME_HEADER_BYTES..);
             assert_eq!(Frame::decode(body).expect("decodes"), frame);
         }
+    }
+
+    #[test]
+    fn another_protocol_version_is_refused_by_its_number() {
+        let mut out = BytesMut::new();
+        samples()[0].encode(&mut out);
+        let mut body = out.split_off(FRAME_HEADER_BYTES);
+        // Behind kind and magic.
+        body[5..7].copy_from_slice(&1u16.to_le_bytes());
+        let why = Frame::decode(body.freeze()).expect_err("another release").to_string();
+        assert!(why.contains("version 1") && why.contains("speaks 2"), "{why}");
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Identities {
             return Err(Refused { why: Imposture::Twin { generation }.to_string(), halts: true });
         }
         let mut next = seen.clone();
-        let judged = match judge(known, told) {
+        let judged = match judge(known, told, &hello.before) {
             Ok(()) if known == Some(told) => return Ok(()),
             Ok(()) => {
                 next.boots.insert(hello.member, told);
@@ -158,6 +158,7 @@ mod tests {
             member: MemberId(7),
             generation,
             boot_nonce,
+            before: quorate_log::Lineage::default(),
             to: MemberId(8),
             token_hash: 0,
             peer_urls: Vec::new(),

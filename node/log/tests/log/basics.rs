@@ -378,6 +378,31 @@ pub(crate) fn both_slots_lost_is_refused() {
 }
 
 #[test]
+pub(crate) fn a_directory_of_another_format_is_refused_by_its_version() {
+    let disk = FaultyDisk::new(1);
+    drop(Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates"));
+    let mut block = disk.medium("meta").expect("is there")[..BLOCK_BYTES].to_vec();
+    block[4..6].copy_from_slice(&1u16.to_le_bytes());
+    let crc = crc32c::crc32c(&block[..BLOCK_BYTES - 4]);
+    block[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    disk.overwrite("meta", 0, &block);
+    let error = Log::open(disk, options(2), None).expect_err("its bytes mean something else");
+    assert!(matches!(error, LogError::Format { found: 1, wanted: 2, .. }), "{error}");
+    assert!(error.to_string().contains("format version 1"), "{error}");
+}
+
+#[test]
+pub(crate) fn a_directory_remembers_its_starts() {
+    let disk = FaultyDisk::new(1);
+    drop(Log::create(disk.clone(), options(10), ID, mark(0, 0)).expect("creates"));
+    drop(Log::open(disk.clone(), options(20), None).expect("opens"));
+    let (log, _) = Log::open(disk, options(30), None).expect("opens");
+    let before: Vec<(u64, u64)> = log.lineage().boots().map(|boot| (boot.generation, boot.nonce)).collect();
+    let nonce = |seed| options(seed).boot_nonce;
+    assert_eq!(before, [(2, nonce(20)), (1, nonce(10))]);
+}
+
+#[test]
 pub(crate) fn a_foreign_directory_is_refused_and_an_existing_one_not_created_again() {
     let disk = FaultyDisk::new(1);
     drop(Log::create(disk.clone(), options(1), ID, mark(0, 0)).expect("creates"));

@@ -25,10 +25,25 @@ impl Node {
     }
 
     /// A voter of the active configuration campaigns; so does one that an uncommitted entry removed, because nobody
-    /// else may hold that entry (thesis §4.2.2).
+    /// else may hold that entry (thesis §4.2.2). Nobody does while a term or vote is not on disk: what it would ask for
+    /// waits behind that write anyway, and a disk that takes no write must not make a term of every election timeout.
     pub fn may_campaign(&self) -> bool {
         let is_voter = self.config().is_voter(self.cfg.id) || self.committed_config().config.is_voter(self.cfg.id);
-        is_voter && !self.is_stalled && !self.is_removed && self.installing.is_none()
+        let is_able = !self.is_stalled && !self.is_removed && self.installing.is_none();
+        is_voter && is_able && self.is_term_safe()
+    }
+
+    fn is_term_safe(&self) -> bool {
+        self.durable.is_hard_state_written() || planted!(self, CampaignUnwritten)
+    }
+
+    /// Term and vote reached the disk. The requests or the answer that waited for them leave only now: they get the time
+    /// they would have had.
+    pub(super) fn wait_anew(&mut self) {
+        let is_candidate = matches!(self.role, Role::Candidate { .. });
+        if !self.is_leader() && (is_candidate || self.now >= self.election_due) {
+            self.schedule_election();
+        }
     }
 
     /// Asks whether it could win, before it disturbs anybody with a new term.
@@ -96,8 +111,9 @@ impl Node {
     // ---- voter -------------------------------------------------------------------------------------------------
 
     pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: (Term, Index), out: &mut Vec<Effect>) {
-        let is_granted =
-            term > self.hard.term && self.is_up_to_date(last) && !self.refuses_votes() && !self.disowns(from);
+        // A voter whose term is not on disk yet could not answer the vote itself any sooner.
+        let is_able = !self.refuses_votes() && self.is_term_safe() && !self.disowns(from);
+        let is_granted = term > self.hard.term && self.is_up_to_date(last) && is_able;
         let is_planted = planted!(self, PreVoteRejectionWithoutTerm);
         let term = if is_granted || is_planted { term } else { self.hard.term };
         self.send(from, Msg::PreVoteReply { term, granted: is_granted }, out);
@@ -196,7 +212,8 @@ impl Node {
 
     fn count_pre_votes(&mut self, out: &mut Vec<Effect>) {
         let Role::PreCandidate { votes } = &self.role else { return };
-        if self.tally(votes) == Tally::Won {
+        // A vote given meanwhile may not be on disk yet; then the next timeout asks again.
+        if self.tally(votes) == Tally::Won && self.is_term_safe() {
             self.campaign(false, out);
         }
     }

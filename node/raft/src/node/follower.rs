@@ -65,8 +65,8 @@ impl Node {
             let hint_term = self.log.term_at(hint).expect("a hint is in the log");
             return self.reject(from, prev_index, (hint, hint_term), out);
         }
-        self.merge(entries, out);
-        let matched = last_sent.max(prev_index);
+        let left_out = self.merge(entries, out);
+        let matched = last_sent.max(prev_index) - left_out;
         self.matched_in_term = self.matched_in_term.max(matched);
         self.follow_commit(commit.min(matched), out);
         let after = if planted!(self, AckBeforeFsync) { None } else { self.durable.promise(matched) };
@@ -92,17 +92,38 @@ impl Node {
         (self.commit, term)
     }
 
-    /// Takes over what differs: drops a conflicting tail, appends what is new.
-    fn merge(&mut self, mut entries: Vec<Entry>, out: &mut Vec<Effect>) {
+    /// Takes over what differs: drops a conflicting tail, appends what is new. Returns how many entries were left out
+    /// because too much waits for the disk: to the leader they are lost, and it repeats them behind a heartbeat.
+    fn merge(&mut self, mut entries: Vec<Entry>, out: &mut Vec<Effect>) -> u64 {
         let is_held =
             |entry: &&Entry| self.log.holds(entry.index, entry.term) && !planted!(self, TruncationBelowCommit);
         let held = entries.iter().take_while(is_held).count();
         entries.drain(..held);
-        let Some(first) = entries.first() else { return };
-        if first.index <= self.log.last_index() {
-            self.truncate_to(first.index - 1, out);
+        let fitting = self.fitting(&entries);
+        let left_out = entries.len() - fitting;
+        entries.truncate(fitting);
+        if let Some(first) = entries.first() {
+            if first.index <= self.log.last_index() {
+                self.truncate_to(first.index - 1, out);
+            }
+            self.append(entries, out);
         }
-        self.append(entries, out);
+        left_out as u64
+    }
+
+    /// How many of these may wait for the disk with what waits already. With nothing waiting one always may.
+    fn fitting(&self, entries: &[Entry]) -> usize {
+        if planted!(self, UnflushedUnbounded) {
+            return entries.len();
+        }
+        let limit = self.cfg.unflushed_bytes_max();
+        let mut bytes = self.durable.pending_bytes();
+        let fits = |entry: &&Entry| {
+            let is_first = bytes == 0;
+            bytes += entry.size_bytes();
+            is_first || bytes <= limit
+        };
+        entries.iter().take_while(fits).count()
     }
 
     fn truncate_to(&mut self, index: Index, out: &mut Vec<Effect>) {

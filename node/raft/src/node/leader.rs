@@ -402,7 +402,7 @@ impl Node {
         let (term, commit, window) = (self.hard.term, self.commit, self.cfg.inflight_bytes_max);
         let (now, et_us) = (self.now, self.cfg.et_us());
         let Role::Leader(leader) = &mut self.role else { return };
-        let Some(peer) = leader.peers.get_mut(&to).filter(|peer| !peer.is_reverted) else { return };
+        let Some(peer) = leader.peers.get_mut(&to).filter(|peer| peer.reverted.is_none()) else { return };
         while peer.is_ready(window) {
             let prev_index = peer.next - 1;
             let Some(prev_term) = self.log.term_at(prev_index) else {
@@ -413,7 +413,8 @@ impl Node {
                 }
                 return;
             };
-            let entries = self.log.slice(peer.next, self.log.last_index(), self.cfg.max_append_bytes);
+            let last = if peer.has_room(window) { self.log.last_index() } else { prev_index };
+            let entries = self.log.slice(peer.next, last, self.cfg.max_append_bytes);
             let is_probe = matches!(peer.feed, Feed::Probe { .. });
             if entries.is_empty() && !is_probe {
                 return;
@@ -459,7 +460,7 @@ impl Node {
     }
 
     fn note_matched(&mut self, from: MemberId, matched: Index, out: &mut Vec<Effect>) {
-        let Some(peer) = self.peer_mut(from).filter(|peer| !peer.is_reverted) else { return };
+        let Some(peer) = self.peer_mut(from).filter(|peer| peer.reverted.is_none()) else { return };
         if peer.note_matched(matched) {
             out.push(Effect::Acked { peer: from, durable: matched });
             if planted!(self, PolicyCountsAsCommit) && matched > self.commit {
@@ -504,7 +505,7 @@ impl Node {
         }
         // Without a common entry in memory the next one to send lies before the cut, and `feed` asks for a snapshot.
         let next = common.map_or(base, |common| common + 1);
-        peer.probe(next.max(peer.matched + 1));
+        peer.rejected(next.max(peer.matched + 1));
         self.feed(from, out);
     }
 
@@ -516,20 +517,25 @@ impl Node {
         let is_trusting = planted!(self, LogReversionAccepted);
         let is_forgetful = planted!(self, ProbeFromTheStart);
         let (now, last) = (self.now, self.log.last_index());
-        let is_leaky = planted!(self, WindowLeakedOnDrop);
+        #[cfg(feature = "mutants")]
+        let (is_leaky, forgets_window) = (planted!(self, WindowLeakedOnDrop), planted!(self, ProbeForgetsWindow));
         let Role::Leader(leader) = &mut self.role else { return };
         let sent_at = leader.sent_at(round);
         let Some(peer) = leader.peers.get_mut(&from) else { return };
-        if round > leader.round || received.max(durable) > last || peer.is_reverted {
+        if round > leader.round || received.max(durable) > last {
             return;
+        }
+        if let Some(held) = peer.reverted {
+            return self.tell_reverted(from, held, out);
         }
         if let Some(held) = peer.lost(round, last_index) {
             // It forgot what it promised: nothing it says counts any more.
             if is_trusting {
                 *peer = Progress::new(last_index + 1);
             } else {
-                peer.revert();
+                peer.revert(held);
                 out.push(Effect::Event(Event::LogReverted { peer: from, held, last_index }));
+                self.tell_reverted(from, held, out);
             }
             return;
         }
@@ -544,12 +550,13 @@ impl Node {
         if peer.is_lost(round, received) {
             let next = if is_forgetful { received.max(peer.matched) + 1 } else { peer.resume_at(received) };
             #[cfg(feature = "mutants")]
-            if is_leaky {
-                peer.probe_keeping_window(next);
+            match (is_leaky, forgets_window) {
+                (true, _) => peer.probe_keeping_window(next),
+                (false, true) => peer.probe_forgetting_window(next),
+                (false, false) => peer.probe(next),
             }
-            if !is_leaky {
-                peer.probe(next);
-            }
+            #[cfg(not(feature = "mutants"))]
+            peer.probe(next);
         } else {
             peer.note_received(received);
         }
@@ -557,6 +564,11 @@ impl Node {
         self.feed(from, out);
         self.tell_commit(from, out);
         self.confirm_reads(out);
+    }
+
+    /// A member that forgot what it promised may not vote either. Told with every answer, for the word may be lost.
+    fn tell_reverted(&self, to: MemberId, held: Index, out: &mut Vec<Effect>) {
+        self.send(to, Msg::YourLogReverted { term: self.hard.term, held }, out);
     }
 
     /// Whatever was under way to this member may be lost.

@@ -147,7 +147,7 @@ pub struct Status {
     pub uncommitted_bytes: usize,
     pub transferring: Option<MemberId>,
     pub is_stalled: bool,
-    /// A write failed: this member promises nothing any more.
+    /// A write failed, or the log lost what it held: this member promises nothing any more.
     pub has_failed: bool,
     pub is_removed: bool,
 }
@@ -307,25 +307,43 @@ impl Node {
                 let at = ConfigAt { incarnation: self.incarnation, term: config_term, index: config_index };
                 self.note_removed(at, out);
             }
+            Msg::YourLogReverted { term: _, held } => self.on_log_reverted(held, out),
         }
     }
 
     // ---- what the shell reports ------------------------------------------------------------------------------------
 
     fn on_written(&mut self, upto: WriteSeq, out: &mut Vec<Effect>) {
+        let was_term_safe = self.durable.is_hard_state_written();
         if !self.durable.written(upto) {
             return;
         }
         self.is_stalled = false;
+        if !was_term_safe && self.durable.is_hard_state_written() {
+            self.wait_anew();
+        }
         self.count_own_vote(out);
         self.maybe_commit(out);
     }
 
-    /// Whatever was promised is promised; nothing is promised from here on, and nothing is sent.
     fn on_write_failed(&mut self, out: &mut Vec<Effect>) {
+        self.stop(StepDown::DiskFailed, out);
+    }
+
+    /// A leader knows better what was durable here. One whose word is late says nothing of a log that holds it.
+    fn on_log_reverted(&mut self, held: Index, out: &mut Vec<Effect>) {
+        let last_index = self.log.last_index();
+        if last_index < held && !planted!(self, ReversionIgnored) {
+            self.stop(StepDown::LogReverted, out);
+            out.push(Effect::Event(Event::Reverted { held, last_index }));
+        }
+    }
+
+    /// Whatever was promised is promised; nothing is promised from here on, and nothing is sent.
+    fn stop(&mut self, why: StepDown, out: &mut Vec<Effect>) {
         let mut silent = Vec::new();
         if self.is_leader() {
-            self.step_down(StepDown::DiskFailed, &mut silent);
+            self.step_down(why, &mut silent);
         }
         self.fail_forwarded(&mut silent);
         self.abort_handing(&mut silent);
@@ -478,7 +496,8 @@ impl Node {
         for entry in &entries {
             self.log.push(entry.clone());
         }
-        let seq = self.durable.append(self.log.last_index());
+        let bytes = entries.iter().map(Entry::size_bytes).sum();
+        let seq = self.durable.append(self.log.last_index(), bytes);
         let configs: Vec<Placed> = entries.iter().filter_map(|entry| self.placed(entry)).collect();
         out.push(Effect::Write { seq, record: Record::Append(entries) });
         for placed in configs {
@@ -607,7 +626,7 @@ impl Node {
             last_ack: peer.last_ack,
             is_active: peer.is_active(self.now, self.cfg.et_us()),
             is_snapshotting: matches!(peer.feed, Feed::Snapshot { .. }),
-            is_reverted: peer.is_reverted,
+            is_reverted: peer.reverted.is_some(),
         };
         leader.peers.iter().map(status).collect()
     }

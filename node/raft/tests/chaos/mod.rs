@@ -260,7 +260,7 @@ impl Chaos {
             self.net.start(member);
         }
         let mut token = None;
-        for _ in 0..40 {
+        for attempt in 0..40 {
             self.net.run(100_000, |_, _| false);
             if let Some(leader) = self.net.leader() {
                 let done = token.and_then(|token| self.net.truth.outcomes.get(&token));
@@ -268,7 +268,7 @@ impl Chaos {
                     break;
                 }
                 if token.is_none() || done.is_some() {
-                    token = Some(self.net.propose(leader, Bytes::from_static(b"healed")));
+                    token = Some(self.net.propose(leader, Bytes::from(format!("healed {attempt}"))));
                 }
             }
         }

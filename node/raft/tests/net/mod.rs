@@ -623,7 +623,7 @@ impl Net {
             .collect();
         for (token, outcome) in &self.truth.outcomes {
             if let (Outcome::Refused(_), Some(data)) = (outcome, self.truth.proposals.get(token)) {
-                assert!(!committed.contains(data), "{token:?} was refused and committed");
+                assert!(!committed.contains(data), "{token:?} of {data:?} was refused and committed: {outcome:?}");
             }
         }
     }

@@ -335,6 +335,7 @@ fn event_text(event: &Event) -> String {
         Event::ConfigCommitted { at, config: _ } => format!("config {}.{} committed", at.term, at.index),
         Event::Removed { at } => format!("is removed by config {}.{}", at.term, at.index),
         Event::TransferStarted { to } => format!("starts a transfer to {to}"),
+        Event::Reverted { held, last_index } => format!("stops for good: it held {held} and ends at {last_index}"),
         Event::LogReverted { peer, held, last_index } => format!("finds {peer} at {last_index} that held {held}"),
         Event::SteppedDown { term, why } => format!("stops leading term {term}: {why:?}"),
     }
