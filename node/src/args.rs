@@ -64,6 +64,10 @@ pub struct Args {
     /// NAME=PEER-URL of each first member, comma separated
     #[arg(long, env = "QUORATE_INITIAL_CLUSTER", default_value = "default=http://localhost:2380")]
     pub initial_cluster: String,
+    /// More peer URLs to ask for the cluster when joining, such as a name that leads to all members: those of
+    /// --initial-cluster may be gone by now
+    #[arg(long, env = "QUORATE_JOIN_URLS", value_delimiter = ',')]
+    pub join_urls: Vec<String>,
     /// `new` founds the cluster; `existing` joins one that has this member in its list already
     #[arg(long, env = "QUORATE_INITIAL_CLUSTER_STATE", value_enum, default_value = "new")]
     pub initial_cluster_state: ClusterState,
@@ -147,6 +151,7 @@ impl Args {
             ("--listen-metrics-urls", &self.listen_metrics_urls),
             ("--initial-advertise-peer-urls", &self.initial_advertise_peer_urls),
             ("--advertise-client-urls", &self.advertise_client_urls),
+            ("--join-urls", &self.join_urls),
         ];
         for (flag, urls) in flags {
             for url in urls {

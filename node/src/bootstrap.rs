@@ -194,11 +194,11 @@ fn are_of_one(some: &[String], others: &[String]) -> bool {
 /// Asks the members until one of them has this member in its committed configuration.
 async fn join(args: &Args, plane: &Plane, lost: &watch::Sender<String>) -> Result<(Identity, Config)> {
     let members = parse_cluster(&args.initial_cluster)?;
-    let others: Vec<String> =
-        members.iter().filter(|(name, _)| **name != args.name).flat_map(|(_, urls)| urls.clone()).collect();
+    let named = members.iter().filter(|(name, _)| **name != args.name).flat_map(|(_, urls)| urls.clone());
+    let others: Vec<String> = named.chain(args.join_urls.iter().cloned()).collect();
     if others.is_empty() {
         bail!(
-            "--initial-cluster-state existing, but --initial-cluster {:?} names nobody else to ask",
+            "--initial-cluster-state existing, but --initial-cluster {:?} names nobody else to ask: add one, or give --join-urls",
             args.initial_cluster
         );
     }

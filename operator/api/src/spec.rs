@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::ConsistentClusterStatus;
 
-/// Fewest and most voters. Nine is where more members only make writes slower.
-pub const REPLICAS_MIN: i32 = 1;
+/// Fewest and most voters. None means that all are stopped; nine is where more members only make writes slower.
+pub const REPLICAS_MIN: i32 = 0;
 pub const REPLICAS_MAX: i32 = 9;
 /// Longest cluster name, in bytes: member, pod and volume names derived from it stay within 63.
 pub const NAME_BYTES_MAX: usize = 40;
@@ -53,9 +53,9 @@ pub const DEFAULT_SIZE: &str = "1Gi";
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ConsistentClusterSpec {
-    /// Voters wanted.
+    /// Voters wanted. 0 stops all members; volumes and identities stay, and any other number wakes them.
     #[serde(default = "default_replicas")]
-    #[schemars(range(min = 1, max = 9))]
+    #[schemars(range(min = 0, max = 9))]
     pub replicas: i32,
     /// Image of the members. A change is rolled out member by member, leader last.
     #[serde(default = "default_image")]

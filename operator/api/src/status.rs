@@ -119,7 +119,7 @@ pub struct FailoverStatus {
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct OperationStatus {
-    /// Bootstrap, ScaleOut, ScaleIn, Upgrade, ReplaceMember or Delete.
+    /// Bootstrap, ScaleOut, ScaleIn, Upgrade, ReplaceMember, ScaleToZero or Delete.
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -60,7 +60,7 @@ impl Identity {
 #[non_exhaustive]
 pub struct ValidatedCluster {
     pub identity: Identity,
-    /// Voters wanted, 1 to 9.
+    /// Voters wanted, 0 to 9; with 0 all are stopped.
     pub replicas: usize,
     pub image: String,
     pub paused: bool,

@@ -20,6 +20,7 @@ mod outline;
 mod planner;
 pub mod report;
 mod roll;
+mod sleep;
 mod status;
 pub mod step;
 pub mod view;

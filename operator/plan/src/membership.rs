@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use quorate_api::{Keep, names};
 
 use crate::mutants::{Mutant, is_planted};
-use crate::observation::{Deletion, MemberId, MemberRecord, RetireReason, Running, StartAs, Termination};
+use crate::observation::{Deletion, MemberId, MemberRecord, MemberWord, RetireReason, Running, StartAs, Termination};
 use crate::planner::{Next, Pass, act, record_ref, volume_ref};
 use crate::report::{Blocked, Decision, Operation, Waiting};
 use crate::roll::fix_template;
@@ -19,10 +19,17 @@ use crate::view::{Disk, LAG_ENTRIES_MAX, Leader, View, quorum};
 /// A running learner that did not catch up this long after its record was made is dropped, in milliseconds.
 pub const LEARNER_DEADLINE_MS: u64 = 600_000;
 
-/// Members of ours that were stopped by hand, or whose record came back, run again. Their disk knows who they are.
+/// Members of ours that were stopped, by hand or all together, or whose record came back, run again. Their disk knows who they
+/// are.
 pub(crate) fn start_stopped(pass: &mut Pass<'_>) -> Next {
     for record in pass.view.records.values() {
-        let stays = record.retirement.is_none() && record.deletion == Deletion::No;
+        let stays = record.deletion == Deletion::No && (record.retirement.is_none() || is_needed_to_wake(pass, record));
+        if record.start == Some(StartAs::Seed) && record.running == Running::Stopped && stays {
+            // Not sealed, so never activated: it may found its cluster again, nobody was promised anything.
+            if pass.view.disk(record) == Disk::Sound {
+                return act(start_as(record, pass, StartAs::Seed));
+            }
+        }
         let (Some(StartAs::Member), Running::Stopped, true) = (record.start, record.running, stays) else { continue };
         let stray = pass.view.observed.volumes.iter().find(|v| v.record == record.name && v.deletion == Deletion::No);
         if let (None, Some(volume)) = (pass.view.volume(record), stray) {
@@ -36,10 +43,24 @@ pub(crate) fn start_stopped(pass: &mut Pass<'_>) -> Next {
     None
 }
 
+/// A member that leaves votes until its removal is committed: asleep with the others, it may be what their quorum lacks.
+fn is_needed_to_wake(pass: &Pass<'_>, record: &MemberRecord) -> bool {
+    let votes_still = |word: &MemberWord| word.members.iter().any(|m| Some(m.id) == record.member_id && !m.is_learner);
+    let votes = match pass.view.configuration() {
+        Some(word) => votes_still(word),
+        None => true,
+    };
+    record.member_id.is_some() && votes && pass.view.leader.is_none() && !is_planted(Mutant::WakeWithoutLeavers)
+}
+
 fn start(record: &MemberRecord, pass: &Pass<'_>) -> Step {
+    start_as(record, pass, StartAs::Member)
+}
+
+fn start_as(record: &MemberRecord, pass: &Pass<'_>, start: StartAs) -> Step {
     Step::StartMember {
         record: record_ref(record),
-        start: StartAs::Member,
+        start,
         member_id: record.member_id,
         template_hash: pass.template_hash.clone(),
     }

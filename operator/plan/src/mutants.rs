@@ -41,10 +41,14 @@ pub enum Mutant {
     TwoAtOnce,
     /// Starts a member again that is to stay stopped.
     StartFenced,
+    /// Scaled to zero, stops the leader while others still follow it.
+    StopLeaderFirst,
+    /// Wakes a cluster without the members that were about to leave it.
+    WakeWithoutLeavers,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 19] = [
+    pub const ALL: [Mutant; 21] = [
         Mutant::NoMarginBeforeRestart,
         Mutant::NoMarginBeforeRemoval,
         Mutant::PromoteWithoutCatchUp,
@@ -64,6 +68,8 @@ impl Mutant {
         Mutant::NoMarginBeforeFence,
         Mutant::TwoAtOnce,
         Mutant::StartFenced,
+        Mutant::StopLeaderFirst,
+        Mutant::WakeWithoutLeavers,
     ];
 }
 

@@ -1,7 +1,7 @@
 //! The plan that is shown: the step at hand and what is expected after it. Nothing here is executed.
 
 use crate::hands::restart_is_asked;
-use crate::observation::MemberRecord;
+use crate::observation::{MemberRecord, Running};
 use crate::planner::Pass;
 use crate::report::{Decision, Operation, PlannedStep, UPCOMING_MAX};
 use crate::view::Leader;
@@ -53,6 +53,7 @@ fn waiting_step(operation: Option<Operation>) -> &'static str {
         Some(Operation::ReplaceMember) => "SwapVoter",
         Some(Operation::ScaleIn) => "RemoveMember",
         Some(Operation::Upgrade) => "RestartMember",
+        Some(Operation::ScaleToZero) => "StopMember",
         Some(Operation::Delete) => "Finish",
         None => "Observe",
     }
@@ -63,6 +64,12 @@ fn rest_of_operation(pass: &Pass<'_>, lines: &mut Vec<PlannedStep>) {
     let chains: &[&[&'static str]] = match pass.report.operation {
         Some(Operation::Bootstrap) => &[&SEED],
         Some(Operation::ReplaceMember) => &[&REPLACE],
+        Some(Operation::ScaleToZero) => {
+            let running = pass.view.records.values().filter(|r| r.running == Running::Started);
+            let later = running.filter(|r| Some(&r.name) != first.member.as_ref());
+            later.for_each(|r| push(lines, &["StopMember"], Some(&r.name)));
+            &[]
+        }
         Some(Operation::ScaleOut | Operation::ScaleIn | Operation::Upgrade | Operation::Delete) => {
             &[&ADD, &REMOVE, &ROLL]
         }
@@ -91,6 +98,9 @@ fn member_of<'a>(pass: &'a Pass<'_>, first: &'a PlannedStep, step: &str) -> Opti
 
 /// Whole operations: additions, changed templates, removals.
 fn operations_after(pass: &Pass<'_>, leader: Leader<'_>, lines: &mut Vec<PlannedStep>) {
+    if pass.cluster.replicas == 0 {
+        return;
+    }
     let keepers = pass.keepers(leader);
     let coming = pass.view.records.values().filter(|r| r.retirement.is_none() && !keepers.contains(r)).count();
     let creating = usize::from(lines.first().is_some_and(|f| f.step == "CreateMember"));

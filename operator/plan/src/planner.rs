@@ -18,6 +18,7 @@ use crate::observation::{MemberId, MemberRecord, Observation, Presence, Running,
 use crate::outline::outline;
 use crate::report::{Blocked, Decision, Operation, Plan, Report, Waiting};
 use crate::roll::{heal_without_leader, roll};
+use crate::sleep::sleep;
 use crate::step::{RecordRef, Step, VolumeRef};
 use crate::view::{Disk, Leader, View, quorum};
 
@@ -83,7 +84,7 @@ fn decide(pass: &mut Pass<'_>) -> Decision {
     {
         return Decision::Wait(Waiting::ObservationIncomplete { what: what.clone() });
     }
-    let first: [fn(&mut Pass<'_>) -> Next; 4] = [shared_objects, budget, bootstrap, start_stopped];
+    let first: [fn(&mut Pass<'_>) -> Next; 5] = [shared_objects, budget, sleep, bootstrap, start_stopped];
     if let Some(decision) = first.iter().find_map(|concern| concern(pass)) {
         return decision;
     }
@@ -137,7 +138,10 @@ fn budget(pass: &mut Pass<'_>) -> Next {
     let active = pass.view.leader.map(|leader| leader.voters().count() + beside(leader));
     let wanted = match pass.cluster.budget {
         PodDisruptionBudget::Disabled => None,
-        PodDisruptionBudget::Enabled => Some(budget_floor(active.unwrap_or(0).max(pass.cluster.replicas))),
+        PodDisruptionBudget::Enabled => {
+            let voters = active.unwrap_or(0).max(pass.cluster.replicas);
+            (voters > 0).then(|| budget_floor(voters))
+        }
     };
     // Without a leader the active size is unknown: the budget may be raised, never lowered.
     let raises = wanted > current;

@@ -56,6 +56,7 @@ pub enum Operation {
     ScaleIn,
     Upgrade,
     ReplaceMember,
+    ScaleToZero,
     Delete,
 }
 
@@ -67,6 +68,7 @@ impl Operation {
             Operation::ScaleIn => "ScaleIn",
             Operation::Upgrade => "Upgrade",
             Operation::ReplaceMember => "ReplaceMember",
+            Operation::ScaleToZero => "ScaleToZero",
             Operation::Delete => "Delete",
         }
     }

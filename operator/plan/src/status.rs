@@ -41,13 +41,18 @@ pub fn status(input: StatusInput<'_>) -> ConsistentClusterStatus {
         } else {
             Some(units::rfc3339(input.now_ms))
         },
-        replicas: facts.told.map_or(previous.map_or(0, |p| p.replicas), |w| count(voters(w).count())),
+        replicas: if facts.is_asleep() {
+            0
+        } else {
+            facts.told.map_or(previous.map_or(0, |p| p.replicas), |w| count(voters(w).count()))
+        },
         ready_replicas: count(facts.ready_voters()),
         selector: Some(names::selector(&identity.uid)),
         cluster_id: cluster_id(&facts),
         incarnation: Some(number(identity.incarnation)),
         leader: facts.leader.map(|l| leader_status(&facts, l)),
-        membership: facts.told.map(membership),
+        // Asleep, the configuration is what it was.
+        membership: facts.told.map(membership).or_else(|| previous.filter(|_| facts.is_asleep())?.membership.clone()),
         raft: facts.leader.map(|l| raft(&facts, l)),
         quorum: facts.told.map(|w| quorum_status(&facts, w)),
         failover: failover(&facts),
@@ -73,6 +78,12 @@ impl<'a> Facts<'a> {
 
     fn word_of(&self, member: &ConfigMember) -> Option<&'a MemberWord> {
         self.fresh_words().find(|w| w.member_id == member.id)
+    }
+
+    /// Scaled to zero, and nothing runs any more.
+    fn is_asleep(&self) -> bool {
+        let zero = matches!(self.input.intent, Intent::Run(cluster) if cluster.replicas == 0);
+        zero && self.input.plan.next == Decision::Steady
     }
 
     fn ready_voters(&self) -> usize {
@@ -237,7 +248,26 @@ fn unknown(reason: &'static str, message: impl Into<String>) -> Said {
     (ConditionStatus::Unknown, reason, message.into())
 }
 
+/// Everything is as it was asked to be, and nothing serves.
+fn asleep() -> [(&'static str, Said); 8] {
+    const WHY: &str = "ScaledToZero";
+    let none = "every member is stopped, as spec.replicas asks; volumes and identities are kept";
+    [
+        ("Ready", yes(WHY, none)),
+        ("Available", no(WHY, none)),
+        ("Progressing", no(WHY, none)),
+        ("Degraded", no(WHY, none)),
+        ("LeaderServing", no(WHY, none)),
+        ("FailoverReady", no(WHY, none)),
+        ("MembershipStable", unknown(WHY, "no member runs that could be asked")),
+        ("Stalled", no(WHY, none)),
+    ]
+}
+
 fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
+    if facts.is_asleep() && facts.input.failure.is_none() {
+        return asleep().into_iter().map(|(kind, said)| dated(facts, kind, said)).collect();
+    }
     let available = available(facts);
     let said = [
         ("Ready", ready(facts, &available)),
@@ -396,6 +426,7 @@ fn progressing(facts: &Facts<'_>) -> Said {
         Some(Operation::ScaleOut | Operation::ScaleIn) => "Scaling",
         Some(Operation::Upgrade) => "Upgrading",
         Some(Operation::ReplaceMember) => "Replacing",
+        Some(Operation::ScaleToZero) => "ScalingToZero",
         Some(Operation::Delete) => "Deleting",
         None => "Reconciling",
     };

@@ -92,7 +92,7 @@ fn hostile_specs_are_refused_or_harmless() {
                 }
                 Intent::Run(run) => {
                     taken += 1;
-                    assert!((1..=9).contains(&run.replicas) && run.storage.size_bytes > 0, "{field}={value}: {run:?}");
+                    assert!((0..=9).contains(&run.replicas) && run.storage.size_bytes > 0, "{field}={value}: {run:?}");
                     assert!(run.timing.election_ms >= 3 * run.timing.heartbeat_ms, "{field}={value}: {run:?}");
                     assert!(run.timing.heartbeat_ms > 0 && run.identity.name.len() <= 40, "{field}={value}: {run:?}");
                 }

@@ -95,6 +95,11 @@ pub fn host(identity: &Identity, record: &str) -> String {
     format!("{record}.{}.svc", identity.namespace)
 }
 
+/// The name that leads to every member there is, ready or not.
+fn peers_host(identity: &Identity) -> String {
+    format!("{}.{}.svc", names::peer_service(&identity.name), identity.namespace)
+}
+
 pub fn urls(identity: &Identity, record: &str) -> MemberUrls {
     let host = host(identity, record);
     MemberUrls {
@@ -314,6 +319,9 @@ fn arguments(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Vec<String> 
     ];
     if facts.start == Some(StartAs::Seed) {
         arguments.push("--await-activation".to_owned());
+    } else {
+        // Those named above may all be replaced by the time this pod starts once more; this name leads to whoever is there.
+        arguments.push(format!("--join-urls=http://{}:{PEER_PORT}", peers_host(identity)));
     }
     arguments
 }

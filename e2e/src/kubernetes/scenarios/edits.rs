@@ -120,6 +120,42 @@ pub async fn pause(cluster: &Cluster) -> Result<String> {
     back_to_three(cluster).await
 }
 
+/// Everybody stops, and the same members come back with everything they had.
+pub async fn sleep_and_wake(cluster: &Cluster) -> Result<String> {
+    let before = cluster.status().await?;
+    let ids = member_ids(cluster).await?;
+    cluster.scale(0).await?;
+    poll::until("everybody to be stopped", LIMIT, POLL, async || {
+        let (status, left) = (cluster.status().await?, pods(cluster).await?.len());
+        let told = [condition(&status, "Ready"), condition(&status, "Available")];
+        ensure!(
+            left == 0 && told == ["True", "False"] && status["replicas"] == 0,
+            "{left} pods; {}",
+            conditions(&status)
+        );
+        Ok(())
+    })
+    .await?;
+    tokio::time::sleep(TEMPTATION).await;
+    volumes(cluster, 3).await?;
+    ensure!(pods(cluster).await?.is_empty(), "somebody was started while all are to be stopped");
+    let since = std::time::Instant::now();
+    cluster.scale(3).await?;
+    cluster.ready(3).await?;
+    let awake = since.elapsed().as_secs_f64();
+    let after = cluster.status().await?;
+    for field in ["clusterID", "incarnation"] {
+        ensure!(before[field] == after[field], "{field} was {}, now {}", before[field], after[field]);
+    }
+    ensure!(member_ids(cluster).await? == ids, "members have other ids than before");
+    Ok(format!("awake in {awake:.1} s"))
+}
+
+async fn member_ids(cluster: &Cluster) -> Result<Vec<(String, String)>> {
+    let sets = cluster.owned("statefulsets").await?;
+    Ok(sets.iter().map(|s| (text(s, "/metadata/name"), super::hands::member_id(s))).collect())
+}
+
 async fn records(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
     let sets = cluster.owned("statefulsets").await?;
     Ok(sets.iter().map(|s| (text(s, "/metadata/name"), s["spec"].clone())).collect())

@@ -47,7 +47,7 @@ pub async fn follower(cluster: &Cluster) -> Result<Value> {
 }
 
 /// Names of members' records.
-async fn names(cluster: &Cluster) -> Result<Vec<String>> {
+pub async fn names(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(cluster.owned("statefulsets").await?.iter().map(|s| text(s, "/metadata/name")).collect())
 }
 

@@ -53,6 +53,7 @@ pub const TABLE: &[Row] = &[
     more("scale_flip_5_3_5_before_finish", |c| Box::pin(edits::scale_flip(c))),
     more("scale_flip_at_once_leaves_nothing", |c| Box::pin(edits::scale_flip_at_once(c))),
     more("scale_1_7_3", |c| Box::pin(edits::scale_1_7_3(c))),
+    blind(more("scale_to_zero_and_wake_keeps_cluster_id", |c| Box::pin(edits::sleep_and_wake(c)))),
     more("pause_blocks_every_mutation", |c| Box::pin(edits::pause(c))),
     more("bad_image_stops_after_one_and_reverts", |c| Box::pin(edits::bad_image(c))),
     more("unschedulable_stops_after_one_and_reverts", |c| Box::pin(edits::unschedulable(c))),

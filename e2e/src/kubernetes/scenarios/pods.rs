@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::edits::{Pod, pods};
@@ -146,15 +147,16 @@ pub async fn evictions(cluster: &Cluster) -> Result<String> {
         let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod.name, "namespace": namespace}});
         cluster.api.post(&format!("/api/v1/namespaces/{namespace}/pods/{}/eviction", pod.name), &body).await
     };
-    evict(&all[0]).await?;
-    let mut refused = 0;
-    for pod in &all[1..] {
-        match evict(pod).await {
-            Ok(_) => anyhow::bail!("{} was evicted while {} is away", pod.name, all[0].name),
+    // One after the other would be another question: the first pod may be back before the second is asked for.
+    let (mut evicted, mut refused) = (Vec::new(), 0);
+    for (pod, answer) in all.iter().zip(join_all(all.iter().map(evict)).await) {
+        match answer {
+            Ok(_) => evicted.push(pod.name.as_str()),
             Err(error) if is_code(&error, 429) => refused += 1,
             Err(error) => return Err(error),
         }
     }
+    ensure!(evicted.len() == 1, "evicted at the same time: {evicted:?}; {refused} refused");
     Ok(format!("1 evicted, {refused} refused"))
 }
 
@@ -251,9 +253,18 @@ pub async fn no_api_server(cluster: &Cluster) -> Result<String> {
     Ok(format!("back after {back:.0} s more; {told}"))
 }
 
-/// A member whose disk is wiped under it is replaced, not bootstrapped.
+/// A member whose disk is wiped under it is replaced, not bootstrapped; even when all whom it knew at its start were replaced.
 pub async fn data_dir_lost(cluster: &Cluster) -> Result<String> {
     let victim = text(&super::hands::follower(cluster).await?, "/metadata/name");
+    let pod = cluster.pod(&format!("{victim}-0")).await?.context("the follower has no pod")?;
+    let known = pod["spec"]["containers"][0]["args"].as_array().cloned().unwrap_or_default();
+    let known = known.iter().filter_map(Value::as_str).find_map(|a| a.strip_prefix("--initial-cluster="));
+    let known = known.context("the pod names no members")?.to_owned();
+    for other in super::hands::names(cluster).await?.iter().filter(|n| **n != victim && known.contains(n.as_str())) {
+        cluster.mine(&["delete", "statefulset", other, "--wait=false"]).await?;
+        cluster.gone(&format!("statefulset/{other}")).await?;
+        cluster.ready(3).await?;
+    }
     let before: Vec<String> = cluster.owned("statefulsets").await?.iter().map(|s| text(s, "/metadata/name")).collect();
     let pod = cluster.pod(&format!("{victim}-0")).await?.context("the follower has no pod")?;
     let node = text(&pod, "/spec/nodeName");

@@ -63,6 +63,8 @@ pub struct World {
     pub asked: BTreeMap<String, String>,
     /// Members that were fenced at some time: a late step may stop them still.
     pub was_fenced: BTreeSet<String>,
+    /// All were to be stopped at some time: a late step may stop one still.
+    pub was_zero: bool,
     pub now_ms: u64,
     pub deletion_since_ms: Option<u64>,
     pub objects: SharedObjects,
@@ -93,6 +95,7 @@ impl World {
             generation: 1,
             asked: BTreeMap::new(),
             was_fenced: BTreeSet::new(),
+            was_zero: false,
             now_ms: START_MS,
             deletion_since_ms: None,
             objects: SharedObjects::default(),
@@ -137,6 +140,7 @@ impl World {
     pub fn edit(&mut self, change: impl FnOnce(&mut ConsistentClusterSpec)) {
         change(&mut self.spec);
         self.generation += 1;
+        self.was_zero |= self.spec.replicas == 0;
     }
 
     /// What follows is the scenario's doing, not the planner's.
@@ -389,7 +393,8 @@ impl World {
         if unproven > 1 {
             self.violate(format!("{unproven} members run a template that does not start"));
         }
-        let serving_matters = self.raft.activated && voters > 2 && self.deletion_since_ms.is_none();
+        let serving_matters =
+            self.raft.activated && voters > 2 && self.deletion_since_ms.is_none() && self.spec.replicas > 0;
         if serving_matters && self.now_ms >= self.excused_until_ms && !self.has_quorum_of_disks() {
             let live = self.live_caught_up(&self.raft.members);
             self.violate(format!("only {live} of {voters} voters are live and caught up"));
@@ -761,6 +766,9 @@ impl World {
         }
         let inside =
             self.raft.members.iter().any(|m| self.records.get(name).is_some_and(|r| r.member_id == Some(m.id)));
+        if inside && self.was_zero {
+            return self.check_sleep(name);
+        }
         if inside && self.deletion_since_ms.is_none() {
             self.violate(format!("{name} stopped while in the configuration"));
         }
@@ -780,6 +788,13 @@ impl World {
             |r: &&MemberRecord| r.name != name && r.running == Running::Stopped && self.was_fenced.contains(&r.name);
         if self.records.values().any(|r| other(&r)) {
             self.violate(format!("{name} fenced while another is"));
+        }
+    }
+
+    fn check_sleep(&mut self, name: &str) {
+        let leads = self.records.get(name).is_some_and(|r| r.member_id.is_some() && r.member_id == self.raft.leader);
+        if leads && self.spec.replicas == 0 && self.live_caught_up(&self.raft.members) > 1 {
+            self.violate(format!("leader {name} stopped before those that follow it"));
         }
     }
 

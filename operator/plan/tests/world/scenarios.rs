@@ -11,6 +11,25 @@ fn scenario(name: &'static str, replicas: i32, phases: Vec<Phase>) -> Scenario {
     Scenario { name, replicas, phases }
 }
 
+fn sleep(w: &mut World) {
+    w.edit(|s| s.replicas = 0);
+}
+fn wake(w: &mut World) {
+    w.excuse(20);
+    w.edit(|s| s.replicas = 3);
+}
+fn wake_1(w: &mut World) {
+    w.excuse(20);
+    w.edit(|s| s.replicas = 1);
+}
+fn wake_5(w: &mut World) {
+    w.excuse(20);
+    w.edit(|s| s.replicas = 5);
+}
+fn lose_sleeping_volume(w: &mut World) {
+    let name = w.records.keys().next().unwrap().clone();
+    w.disks.remove(&name);
+}
 fn scale_to_1(w: &mut World) {
     w.edit(|s| s.replicas = 1);
 }
@@ -265,6 +284,29 @@ pub fn all() -> Vec<Scenario> {
             3,
             vec![Settle, Do(pause), Do(scale_to_5), Ticks(20), Do(unpause), Settle],
         ),
+        scenario("sleep_and_wake", 3, vec![Settle, Do(sleep), Settle, Ticks(20), Do(wake), Settle]),
+        scenario("sleep_and_wake_of_one", 1, vec![Settle, Do(sleep), Settle, Do(wake_1), Settle]),
+        scenario("sleep_and_wake_larger", 3, vec![Settle, Do(sleep), Settle, Do(wake_5), Settle]),
+        scenario("sleep_and_wake_smaller", 3, vec![Settle, Do(sleep), Settle, Do(wake_1), Settle]),
+        scenario(
+            "sleep_while_growing",
+            3,
+            vec![Settle, Do(scale_to_5), Steps(9), Do(sleep), Settle, Do(wake_5), Settle],
+        ),
+        scenario(
+            "sleep_while_shrinking",
+            2,
+            vec![Settle, Do(scale_to_1), Steps(1), Do(sleep), Settle, Do(wake_1), Settle],
+        ),
+        scenario("sleep_while_bootstrapping", 3, vec![Steps(6), Do(sleep), Settle, Do(wake), Settle]),
+        scenario(
+            "sleep_while_replacing",
+            3,
+            vec![Settle, Do(lose_follower_volume), Steps(3), Do(sleep), Settle, Do(wake), Settle],
+        ),
+        scenario("sleep_taken_back_midway", 3, vec![Settle, Do(sleep), Steps(2), Do(wake), Settle]),
+        scenario("volume_lost_asleep", 3, vec![Settle, Do(sleep), Settle, Do(lose_sleeping_volume), Do(wake), Settle]),
+        scenario("deletion_asleep", 3, vec![Settle, Do(sleep), Settle, Do(delete_with_volumes), Settle]),
         scenario("volumes_grow", 3, vec![Settle, Do(grow_volumes), Settle]),
         scenario(
             "invalid_spec_changes_nothing_and_heals",
