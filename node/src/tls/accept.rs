@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use rustls::{CertificateError, OtherError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -56,7 +57,8 @@ impl Plane {
                 (Mode::Required, false) => bail!("it speaks plain text, and this port TLS only"),
                 (Mode::Disabled, true) => bail!("it speaks TLS, and this port plain text only"),
                 (Mode::Preferred | Mode::Required, true) => {
-                    let secured = TlsAcceptor::from(self.loaded()?.server.clone()).accept(stream).await?;
+                    let secured =
+                        TlsAcceptor::from(self.loaded()?.server.clone()).accept(stream).await.map_err(plainly)?;
                     Ok(Stream::Tls(Box::new(secured.into())))
                 }
             }
@@ -65,6 +67,17 @@ impl Plane {
             Ok(taken) => taken,
             Err(_) => bail!("no handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()),
         }
+    }
+}
+
+/// What is wrong with a certificate's owner, in our words alone.
+fn plainly(error: io::Error) -> anyhow::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(wrong)))) => {
+            anyhow::anyhow!("{wrong}")
+        }
+        _ => error.into(),
     }
 }
 

@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
@@ -34,8 +34,9 @@ use crate::Args;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// One complaint about callers in this time; the others are counted.
-const COMPLAIN_EVERY_MS: u64 = 1_000;
+/// So many complaints about callers are told in so long a time; the others are counted.
+const COMPLAINTS_MAX: u32 = 20;
+const COMPLAINTS_EVERY: Duration = Duration::from_secs(10);
 /// A warning about a certificate that ends sooner than this, and one each time it is passed.
 const ENDS_SOON_SECONDS: i64 = 24 * 3600;
 
@@ -75,7 +76,7 @@ pub struct Plane {
     pub reload_failures: AtomicU64,
     /// Connections refused before they could say anything.
     pub refused: AtomicU64,
-    complained_ms: AtomicU64,
+    complaints: Mutex<(Option<Instant>, u32)>,
 }
 
 struct Source {
@@ -122,7 +123,7 @@ impl Plane {
             reloads: AtomicU64::new(0),
             reload_failures: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            complained_ms: AtomicU64::new(0),
+            complaints: Mutex::default(),
         }
     }
 
@@ -222,10 +223,13 @@ impl Plane {
     /// Counts a caller who was not let in, and says so where that does not fill the log.
     pub(crate) fn complain(&self, address: impl fmt::Display, why: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        let now_ms = crate::clock::now().0 / 1_000;
-        let last = self.complained_ms.load(Ordering::Relaxed);
-        if last == 0 || now_ms.saturating_sub(last) >= COMPLAIN_EVERY_MS {
-            self.complained_ms.store(now_ms.max(1), Ordering::Relaxed);
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, told) = &mut *complaints;
+        if since.is_none_or(|since| since.elapsed() >= COMPLAINTS_EVERY) {
+            (*since, *told) = (Some(Instant::now()), 0);
+        }
+        *told = told.saturating_add(1);
+        if *told <= COMPLAINTS_MAX {
             tracing::warn!(plane = self.role.name(), %address, "refused a connection: {why}");
         } else {
             tracing::debug!(plane = self.role.name(), %address, "refused a connection: {why}");
