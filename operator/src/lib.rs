@@ -10,5 +10,7 @@ pub mod events;
 pub mod kubernetes;
 pub mod local;
 pub mod members;
+pub mod metrics;
 pub mod reconcile;
+pub mod serve;
 pub mod world;

@@ -35,5 +35,5 @@ pub use observation::{
 };
 pub use planner::{budget_floor, plan};
 pub use report::{Blocked, Decision, Operation, Plan, PlannedStep, Report, Waiting};
-pub use status::{StatusInput, status};
+pub use status::{StatusInput, shown, status};
 pub use step::{Eviction, RecordFor, RecordRef, Step, VolumeRef};

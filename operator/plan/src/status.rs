@@ -57,7 +57,7 @@ pub fn status(input: StatusInput<'_>) -> ConsistentClusterStatus {
         quorum: facts.told.map(|w| quorum_status(&facts, w)),
         failover: failover(&facts),
         operation: operation(input.plan),
-        plan: input.plan.upcoming.iter().map(planned).collect(),
+        plan: shown(&input.plan.upcoming),
         members: members(&facts),
         conditions: conditions(&facts),
     }
@@ -179,6 +179,11 @@ fn operation(plan: &Plan) -> Option<OperationStatus> {
     };
     let kind = plan.report.operation?.as_str().to_owned();
     (plan.next != Decision::Steady).then(|| OperationStatus { kind, step, member: plan.report.member.clone() })
+}
+
+/// Steps as `status.plan` shows them.
+pub fn shown(steps: &[crate::report::PlannedStep]) -> Vec<PlannedStepStatus> {
+    steps.iter().map(planned).collect()
 }
 
 fn planned(step: &crate::report::PlannedStep) -> PlannedStepStatus {

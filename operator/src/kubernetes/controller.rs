@@ -16,11 +16,11 @@ use quorate_plan::{Decision, Intent};
 
 use super::KubernetesWorld;
 use super::lease::Lease;
-use super::metrics::Metrics;
 use super::request::timed;
 use super::tell::Teller;
 use crate::args::RunArgs;
 use crate::members::Members;
+use crate::metrics::Metrics;
 use crate::reconcile::{self, Acted, Pass};
 
 /// Something moves: look again soon, whether or not an event comes.
@@ -89,7 +89,7 @@ async fn reconcile(cached: Arc<ConsistentCluster>, context: Arc<Context>) -> Res
     let intent = Intent::of(&cluster);
     let pass = reconcile::pass(&context.world, &context.members, &intent, cluster.status.as_ref()).await;
     let told = context.teller.tell(&cluster, &intent, &pass).await;
-    context.metrics.observe(intent.identity(), &pass, started.elapsed());
+    context.metrics.observe(&intent, &pass, started.elapsed());
     if let Err(error) = told {
         context.metrics.error("StatusNotWritten");
         tracing::warn!(cluster = format!("{namespace}/{name}"), "the status was not written: {error}");

@@ -5,11 +5,9 @@
 mod act;
 mod controller;
 mod lease;
-pub mod metrics;
 pub mod objects;
 pub mod observe;
 mod request;
-mod serve;
 mod tell;
 
 use std::collections::HashMap;
@@ -21,9 +19,10 @@ use quorate_plan::{Intent, Step};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::RunArgs;
+use crate::metrics::Metrics;
+use crate::serve;
 use crate::world::{ActError, MemberUrls, Observer, Performer, Seen};
 use lease::Lease;
-use metrics::Metrics;
 
 /// The world of one API server; shared by all clusters.
 pub(crate) struct KubernetesWorld {

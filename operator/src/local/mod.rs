@@ -11,6 +11,7 @@ mod world;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,7 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::events;
 use crate::members::Members;
+use crate::metrics::Metrics;
 use crate::reconcile::{self, Acted, Pass};
+use crate::serve;
 use manifest::Manifest;
 use screen::Screen;
 use store::Store;
@@ -45,6 +48,9 @@ pub struct LocalArgs {
     /// The member program
     #[arg(long, default_value = "quorate-node", value_name = "PATH")]
     pub node_bin: PathBuf,
+    /// Serves /metrics, /livez and /readyz, such as 127.0.0.1:8080; nothing when absent
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen_metrics: Option<std::net::SocketAddr>,
     /// Throw away what an earlier run left in --data-dir
     #[arg(long)]
     pub fresh: bool,
@@ -67,9 +73,14 @@ pub async fn run(args: LocalArgs) -> Result<()> {
     if let Intent::Refused(refused) = manifest.intent(&world)? {
         bail!("{} is refused: {}", args.file.display(), refused.problems.join("; "));
     }
+    let metrics = Arc::new(Metrics::new());
+    if let Some(address) = args.listen_metrics {
+        serve_metrics(address, metrics.clone()).await?;
+    }
     let mut session = Session {
         world,
         members: Members::default(),
+        metrics,
         status: read_status(&data_dir),
         screen: Screen::new(std::io::stdout().is_terminal(), &args.file),
         data_dir,
@@ -83,6 +94,7 @@ pub async fn run(args: LocalArgs) -> Result<()> {
 struct Session {
     world: LocalWorld,
     members: Members,
+    metrics: Arc<Metrics>,
     status: Option<ConsistentClusterStatus>,
     screen: Screen,
     data_dir: PathBuf,
@@ -107,7 +119,9 @@ impl Session {
 
     async fn pass(&mut self, intent: &Intent) -> Result<Duration> {
         self.world.tend();
+        let started = Instant::now();
         let pass = reconcile::pass(&self.world, &self.members, intent, self.status.as_ref()).await;
+        self.metrics.observe(intent, &pass, started.elapsed());
         self.world.tend();
         self.tell(&pass)?;
         Ok(match (&pass.acted, &pass.plan.next) {
@@ -149,6 +163,16 @@ impl Session {
         }
         let _ = std::io::stdout().flush();
     }
+}
+
+async fn serve_metrics(address: std::net::SocketAddr, metrics: Arc<Metrics>) -> Result<()> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("--listen-metrics {address}: cannot listen"))?;
+    let health = Arc::new(serve::Health::default());
+    health.set_ready();
+    tokio::spawn(serve::serve(listener, metrics, health));
+    Ok(())
 }
 
 fn read_status(data_dir: &Path) -> Option<ConsistentClusterStatus> {

@@ -10,7 +10,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::metrics::Metrics;
+use crate::metrics::Metrics;
 
 #[derive(Debug, Default)]
 pub struct Health {

@@ -1,0 +1,60 @@
+//! What the planner needs to know, read as the operator reads it: objects from the API server, and the members' own words through a
+//! port-forward to each pod. Reads only.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use quorate_api::names;
+use quorate_operator::kubernetes::objects::ADMIN_PORT;
+use quorate_operator::kubernetes::observe::{Zones, observe};
+use quorate_operator::members::Members;
+use quorate_operator::world::Seen;
+use quorate_plan::Intent;
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpListener;
+
+use crate::connect::Connection;
+
+/// One observation, with the words of every member that could be reached.
+///
+/// # Errors
+/// This machine gives no listening socket.
+pub async fn observed(connection: &Connection, intent: &Intent) -> Result<Seen> {
+    let mut seen = observe(&connection.client, &Zones::default(), intent).await;
+    let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.namespace);
+    for (record, url) in &mut seen.admin_urls {
+        let local = forward(pods.clone(), names::pod(record)).await?;
+        *url = format!("http://{local}");
+    }
+    Members::default().ask(&mut seen).await;
+    Ok(seen)
+}
+
+/// Members whose pods run and who still gave no word.
+pub fn silent(seen: &Seen) -> Vec<String> {
+    let told = |record: &str| seen.observation.words.iter().any(|w| w.record == record);
+    let asked = seen.admin_urls.keys().filter(|record| !told(record));
+    asked.cloned().collect()
+}
+
+/// Listens on a port of this machine; every connection to it leads to the pod's admin port, while this program runs.
+async fn forward(pods: Api<Pod>, pod: String) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port of 127.0.0.1 is free")?;
+    let local = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let (pods, pod) = (pods.clone(), pod.clone());
+            tokio::spawn(async move {
+                let port = u16::try_from(ADMIN_PORT).expect("a port fits 16 bits");
+                let Ok(mut forwarder) = pods.portforward(&pod, &[port]).await else { return };
+                if let Some(mut stream) = forwarder.take_stream(port) {
+                    // Either side may end it.
+                    let _ = copy_bidirectional(&mut socket, &mut stream).await;
+                }
+            });
+        }
+    });
+    Ok(local)
+}
