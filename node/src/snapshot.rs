@@ -238,7 +238,10 @@ impl Snapshots {
         let Checkpoint { meta, view, changes, .. } = checkpoint;
         let temporary = chain.dir.join("checkpoint.tmp");
         let chunks = view.change_chunks(changes, chain.end(), &encode_meta(&meta));
-        let run = self.write_run(&temporary, RunKind::Changes, meta.index, chunks)?;
+        let run = self.write_run(&temporary, RunKind::Changes, meta.index, chunks).inspect_err(|_| {
+            // Its bytes may be all the room there is. What stays is removed at the next start.
+            let _ = std::fs::remove_file(&temporary);
+        })?;
         crash_point()?;
         let _swap = self.swap();
         files::rename_durably(&temporary, &chain.dir.join(run.name())).context("cannot name a checkpoint")?;
@@ -260,7 +263,9 @@ impl Snapshots {
         std::fs::create_dir(&temporary).with_context(|| format!("cannot make {}", temporary.display()))?;
         let chunks = view.snapshot_chunks(&encode_meta(&meta));
         let part = temporary.join("whole.tmp");
-        let run = self.write_run(&part, RunKind::Whole, meta.index, chunks)?;
+        let run = self.write_run(&part, RunKind::Whole, meta.index, chunks).inspect_err(|_| {
+            let _ = remove_dir(&temporary);
+        })?;
         crash_point()?;
         files::rename_durably(&part, &temporary.join(run.name())).context("cannot name a checkpoint")?;
         self.put_in_place(&temporary, meta, vec![run])
@@ -332,6 +337,11 @@ fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).with_context(|| format!("cannot flush {}", path.display()))
 }
 
+fn is_no_room(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    kinds.into_iter().any(|kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+}
+
 /// Does what takes long and nobody waits for.
 fn beside(work: impl FnOnce() + Send + 'static) {
     if let Err(error) = std::thread::Builder::new().name("tidy".to_owned()).spawn(work) {
@@ -366,6 +376,11 @@ pub(crate) fn run(
         match snapshots.write(checkpoint) {
             Ok(true) => inbox.tell(DriverInput::Persisted { meta }),
             Ok(false) => {}
+            // Nothing was promised about a checkpoint: the log is only kept longer, and the next one is made when due.
+            Err(error) if is_no_room(&error) => tracing::error!(
+                index = meta.index,
+                "no room for a checkpoint, so the log grows until one fits: free or grow the volume: {error:#}"
+            ),
             Err(error) => inbox.tell(DriverInput::WriteFailed { error: format!("checkpoint: {error:#}") }),
         }
         let _ = apply.send(ApplyInput::CheckpointDone);

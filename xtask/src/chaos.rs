@@ -75,6 +75,8 @@ fn isolated(program: &Path) -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c"]);
     // The shell stays first process there: the first one ignores the keyboard's interrupt, which is meant for the driver.
-    command.args(["ip link set lo up && \"$0\" \"$@\"; exit $?"]).arg(program);
+    // Names of namespaces are files: these are this run's own, whatever an earlier one left.
+    let prepare = "mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up";
+    command.arg(format!("{prepare} && \"$0\" \"$@\"; exit $?")).arg(program);
     Ok(command)
 }

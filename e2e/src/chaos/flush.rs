@@ -109,6 +109,8 @@ async fn hangs(campaign: &mut Campaign, victim: usize) -> Result<Duration> {
     campaign.recorder().forget_gap();
     tokio::time::sleep(HANG / 2).await;
     let gap = campaign.recorder().take_gap();
+    // strace says that a call was delayed when it returns.
+    tokio::time::sleep(HANG).await;
     let lines = tamper.detach().await?;
     ensure!(lines.iter().any(|l| l.contains("(DELAYED)")), "no flush was delayed");
     Ok(gap)

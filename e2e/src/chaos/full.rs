@@ -1,4 +1,5 @@
-//! Full disks: what grows is refused or the member ends and says why; reads go on; freed space is all it takes to recover.
+//! Full disks: a follower waits for room while the others go on; a leader refuses what grows or hands over; whoever ends
+//! says why; reads go on; freed space is all it takes to recover.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,15 +22,21 @@ const FILL_LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
 /// Between the first member that ends and the last.
 const LAST_ENDS: Duration = Duration::from_secs(2);
-/// Reads that must be answered while the disk is full.
+/// Reads that must be answered while the disk is full, and writes if one follower alone has no room.
 const READS: u64 = 50;
+const WRITES: u64 = 50;
 const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a member says whose log finds no room.
+const WAITS: &str = "a write waits for room";
 
 /// How a full disk showed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Shown {
     Refused,
     Ended,
+    /// The member's own writes wait for room, and the cluster goes on without it.
+    Waits,
 }
 
 pub async fn run(setting: &Setting) -> Result<Vec<Row>> {
@@ -107,7 +114,7 @@ fn ended_clearly(campaign: &mut Campaign, at: usize, log_from: u64) -> Result<bo
     Ok(true)
 }
 
-/// Waits until a victim ended for want of space, or clients are refused.
+/// Waits until a victim ended for want of space or waits for some, or clients are refused.
 async fn shows(campaign: &mut Campaign, victims: &[usize], log_from: &[u64]) -> Result<Shown> {
     let (started, refused) = (Instant::now(), campaign.recorder().refused());
     while started.elapsed() < FILL_LIMIT {
@@ -118,10 +125,28 @@ async fn shows(campaign: &mut Campaign, victims: &[usize], log_from: &[u64]) -> 
             if ended_clearly(campaign, victim, log_from[victim])? {
                 return Ok(Shown::Ended);
             }
+            let is_alone = victims.len() == 1;
+            if is_alone && campaign.members.list[victim].log_since(log_from[victim]).contains(WAITS) {
+                writes_go_on(campaign).await?;
+                return Ok(Shown::Waits);
+            }
         }
         tokio::time::sleep(POLL).await;
     }
     bail!("after {} s on a full disk no member has ended and no write was refused", FILL_LIMIT.as_secs())
+}
+
+/// One member without room takes nothing from the others.
+async fn writes_go_on(campaign: &mut Campaign) -> Result<()> {
+    let (started, before) = (Instant::now(), campaign.recorder().acknowledged());
+    while started.elapsed() < READ_LIMIT {
+        if campaign.recorder().acknowledged() >= before + WRITES {
+            return Ok(());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let done = campaign.recorder().acknowledged() - before;
+    bail!("only {done} writes acknowledged in {} s beside one full disk", READ_LIMIT.as_secs())
 }
 
 /// With a majority left, reads are answered; so they are if all run on.

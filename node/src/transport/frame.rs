@@ -55,7 +55,7 @@ pub struct Hello {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// `None`: welcome. Otherwise why not.
     Welcome {
         refusal: Option<Refused>,
@@ -261,7 +261,7 @@ impl Frame {
     /// Decodes the body of a frame whose checksum was right.
     pub fn decode(mut body: Bytes) -> Result<Frame, FrameError> {
         let frame = match u8_of(&mut body)? {
-            1 => Frame::Hello(hello(&mut body)?),
+            1 => Frame::Hello(Box::new(hello(&mut body)?)),
             2 => {
                 let kind = u8_of(&mut body)?;
                 let why = text(&mut body)?;
@@ -601,7 +601,7 @@ pub(crate) fn samples() -> Vec<Frame> {
     let info = MemberInfo { name: "a".into(), peer_urls: vec!["http://a:1".into()], client_urls: vec![] };
     let at = ConfigAt { incarnation: 1, term: 2, index: 3 };
     vec![
-        Frame::Hello(Hello {
+        Frame::Hello(Box::new(Hello {
             purpose: Purpose::Bulk,
             cluster_id: 1,
             incarnation: 2,
@@ -612,7 +612,7 @@ pub(crate) fn samples() -> Vec<Frame> {
             to: MemberId(7),
             token_hash: 6,
             peer_urls: vec!["http://x:1".into()],
-        }),
+        })),
         Frame::Welcome { refusal: None },
         Frame::Welcome { refusal: Some("another cluster".to_owned().into()) },
         Frame::Welcome { refusal: Some(Refused { why: "a twin".to_owned(), halts: true }) },

@@ -118,7 +118,7 @@ async fn introduced(url: &str, plane: &Plane, mode: Mode, hello: &Hello) -> Resu
             plane.secured(stream, host).await?.map_err(NoTls)?
         }
     };
-    write_frame(&mut stream, &Frame::Hello(hello.clone())).await?;
+    write_frame(&mut stream, &Frame::Hello(Box::new(hello.clone()))).await?;
     match read_frame(&mut stream).await? {
         Frame::Welcome { refusal: None } => Ok(stream),
         Frame::Welcome { refusal: Some(why) } => Err(RefusedByPeer(why).into()),

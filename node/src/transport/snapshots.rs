@@ -29,6 +29,9 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections that may break without a single chunk getting through; then the core decides anew.
 const FRUITLESS_MAX: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Before the core hears that a peer took nothing of a snapshot, and sends it anew: a peer without room for it needs
+/// minutes, and reading its bytes again and again takes the disk from everybody else.
+const FRUITLESS_PAUSE: Duration = Duration::from_secs(2);
 /// How often one chunk may arrive damaged: more is no accident.
 const ASKED_MAX: u32 = 3;
 
@@ -41,7 +44,7 @@ async fn timely<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<
 /// Streams the newest checkpoint; gives its index and how it went.
 pub(super) async fn send(local: &Arc<Local>, to: MemberId, term: Term) -> (Index, Result<()>) {
     let hello = Hello { purpose: Purpose::Snapshot, to, ..local.hello.clone() };
-    let (mut reached, mut fruitless) = (0, 0);
+    let (mut held, mut fruitless) = (0, 0);
     loop {
         // Anew each time: a newer one often shares its first runs with the one before.
         let Some(chain) = local.snapshots.newest() else {
@@ -52,26 +55,27 @@ pub(super) async fn send(local: &Arc<Local>, to: MemberId, term: Term) -> (Index
             Ok(stream) => stream,
             Err(error) => return (index, Err(error)),
         };
-        let before = reached;
-        let error = match attempt(&mut stream, term, &chain, &mut reached).await {
+        let before = held;
+        let error = match attempt(&mut stream, term, &chain, &mut held).await {
             Ok(()) => return (index, Ok(())),
             Err(error) => error,
         };
-        fruitless = if reached > before { 0 } else { fruitless + 1 };
+        fruitless = if held > before { 0 } else { fruitless + 1 };
         if fruitless >= FRUITLESS_MAX {
+            tokio::time::sleep(FRUITLESS_PAUSE).await;
             return (index, Err(error));
         }
-        tracing::info!(%to, index, reached, "a snapshot is interrupted and goes on: {error:#}");
+        tracing::info!(%to, index, held, "a snapshot is interrupted and goes on: {error:#}");
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// One connection's worth. `reached` becomes the number of chunks that were sent.
+/// One connection's worth. `held` becomes the number of chunks the peer says it has: what was sent may not be.
 async fn attempt(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     term: Term,
     chain: &Chain,
-    reached: &mut u64,
+    held: &mut u64,
 ) -> Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut chunks = {
@@ -88,7 +92,7 @@ async fn attempt(
             other => bail!("unexpected frame {other:?} about a snapshot"),
         };
         chunks = chunks.seek(from).await?;
-        *reached = (*reached).max(from);
+        *held = (*held).max(from);
         let mut answer = pin!(read_frame(&mut reader));
         told = loop {
             // A frame is written whole or the connection is given up, so the answer is looked at in between.
@@ -103,7 +107,6 @@ async fn attempt(
             };
             let chunk = Frame::SnapshotChunk { number, chunk };
             timely("the peer takes no bytes", write_frame(&mut writer, &chunk)).await?;
-            *reached = (*reached).max(number);
         };
     }
 }
