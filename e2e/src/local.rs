@@ -33,22 +33,22 @@ pub struct LocalArgs {
     manifest: PathBuf,
     /// Keep the working directory for a look at logs and data
     #[arg(long)]
-    keep: bool,
+    pub(crate) keep: bool,
 }
 
 /// One run of `quorate-operator local` over a directory.
-struct Local {
+pub(crate) struct Local {
     args: LocalArgs,
     dir: PathBuf,
+    /// Further flags of the operator.
+    more: Vec<String>,
     child: Option<Child>,
 }
 
 pub async fn run(args: LocalArgs) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("quorate-e2e-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    std::fs::copy(&args.manifest, dir.join("cluster.yaml")).context("cannot copy the manifest")?;
     let keep = args.keep;
-    let mut local = Local { args, dir: dir.clone(), child: None };
+    let mut local = Local::new(args, &dir, Vec::new())?;
     let mut report = Report::default();
     let outcome = suite(&mut local, &mut report).await;
     if outcome.is_err() {
@@ -188,6 +188,13 @@ async fn restarted(local: &mut Local) -> Result<String> {
 }
 
 impl Local {
+    /// Makes the directory, with a copy of the manifest in it.
+    pub(crate) fn new(args: LocalArgs, dir: &Path, more: Vec<String>) -> Result<Local> {
+        std::fs::create_dir_all(dir)?;
+        std::fs::copy(&args.manifest, dir.join("cluster.yaml")).context("cannot copy the manifest")?;
+        Ok(Local { args, dir: dir.to_path_buf(), more, child: None })
+    }
+
     fn manifest(&self) -> PathBuf {
         self.dir.join("cluster.yaml")
     }
@@ -195,18 +202,18 @@ impl Local {
         self.dir.join("data")
     }
 
-    fn start(&mut self) -> Result<()> {
+    pub(crate) fn start(&mut self) -> Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("operator.log"))?;
         let mut command = Command::new(&self.args.operator);
         command.arg("local").arg("-f").arg(self.manifest()).arg("--data-dir").arg(self.data());
-        command.arg("--node-bin").arg(&self.args.node).stdin(Stdio::null());
+        command.arg("--node-bin").arg(&self.args.node).args(&self.more).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         self.child = Some(command.spawn().context("cannot start quorate-operator")?);
         Ok(())
     }
 
     /// As Ctrl-C does.
-    async fn stop(&mut self) -> Result<()> {
+    pub(crate) async fn stop(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let raw = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(raw.context("the operator has no pid")?, rustix::process::Signal::INT)?;
@@ -217,27 +224,27 @@ impl Local {
         Ok(())
     }
 
-    fn log_tail(&self, lines: usize) -> String {
+    pub(crate) fn log_tail(&self, lines: usize) -> String {
         let log = std::fs::read_to_string(self.dir.join("operator.log")).unwrap_or_default();
         let all: Vec<_> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    fn status(&self) -> Result<Value> {
+    pub(crate) fn status(&self) -> Result<Value> {
         let text = std::fs::read_to_string(self.data().join("status.json")).context("no status yet")?;
         Ok(serde_json::from_str(&text)?)
     }
 
-    fn leader(&self) -> Result<String> {
+    pub(crate) fn leader(&self) -> Result<String> {
         self.status()?["leader"]["name"].as_str().map(str::to_owned).context("the status names no leader")
     }
 
-    fn term(&self) -> Result<u64> {
+    pub(crate) fn term(&self) -> Result<u64> {
         self.status()?["leader"]["term"].as_u64().context("the status names no leader")
     }
 
     /// Waits until the status says Ready with this many voters, all of them ready.
-    async fn ready(&self, replicas: u64) -> Result<String> {
+    pub(crate) async fn ready(&self, replicas: u64) -> Result<String> {
         poll::until(&format!("{replicas} ready members"), READY_LIMIT, POLL, async || {
             let status = self.status()?;
             let ready = status["conditions"]
@@ -256,7 +263,7 @@ impl Local {
         Ok(format!("leader {}", self.leader()?))
     }
 
-    fn endpoints(&self) -> Result<Vec<String>> {
+    pub(crate) fn endpoints(&self) -> Result<Vec<String>> {
         let text = std::fs::read_to_string(self.data().join("endpoints")).context("no endpoints yet")?;
         Ok(text.trim().split(',').map(with_scheme).collect())
     }
@@ -274,14 +281,14 @@ impl Local {
     }
 
     /// Rewrites lines of the manifest; a line for which `change` gives nothing stays.
-    fn edit(&self, change: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+    pub(crate) fn edit(&self, change: &dyn Fn(&str) -> Option<String>) -> Result<()> {
         let text = std::fs::read_to_string(self.manifest())?;
         let lines: Vec<String> = text.lines().map(|l| change(l).unwrap_or_else(|| l.to_owned())).collect();
         Ok(std::fs::write(self.manifest(), lines.join("\n") + "\n")?)
     }
 
     /// Repeats what fails for a while: an election may fall into any call, and no client may take one as final.
-    async fn etcdctl(&self, endpoints: &str, args: &[&str], stdin: Option<&str>) -> Result<String> {
+    pub(crate) async fn etcdctl(&self, endpoints: &str, args: &[&str], stdin: Option<&str>) -> Result<String> {
         let limit = Duration::from_secs(20);
         poll::until("etcdctl", limit, POLL, async || self.etcdctl_once(endpoints, args, stdin).await).await
     }
@@ -301,7 +308,7 @@ impl Local {
         Ok(text)
     }
 
-    fn member_pid(&self, name: &str) -> Result<rustix::process::Pid> {
+    pub(crate) fn member_pid(&self, name: &str) -> Result<rustix::process::Pid> {
         let found = self
             .member_processes()
             .into_iter()

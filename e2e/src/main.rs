@@ -8,6 +8,7 @@ mod bench;
 mod chaos;
 mod kubernetes;
 mod local;
+mod monitoring;
 mod poll;
 mod probe;
 mod scenario;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Runs a cluster in local mode through its life: writes, leader killed, scaled, stopped, started again
     Local(local::LocalArgs),
+    /// Scrapes a cluster in local mode with a real Prometheus: every query of the dashboards and every alert must find its series
+    Monitoring(monitoring::MonitoringArgs),
     /// Runs the same on the Kubernetes cluster that KUBECONFIG names; the chart must be installed
     Kubernetes(kubernetes::KubernetesArgs),
     /// Writes until told to stop, recording each acknowledgement with fsync; then reads everything back
@@ -46,6 +49,7 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Local(args) => local::run(args).await,
+        Command::Monitoring(args) => monitoring::run(args).await,
         Command::Kubernetes(args) => kubernetes::run(args).await,
         Command::Writer(args) => writer::run(args).await,
         Command::Check(args) => writer::check_now(args).await,

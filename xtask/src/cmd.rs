@@ -71,6 +71,9 @@ impl Programs {
     pub fn operator(&self) -> PathBuf {
         self.dir.join("quorate-operator")
     }
+    pub fn plugin(&self) -> PathBuf {
+        self.dir.join("kubectl-quorate")
+    }
     pub fn e2e(&self) -> PathBuf {
         self.dir.join("quorate-e2e")
     }

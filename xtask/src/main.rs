@@ -33,6 +33,8 @@ enum Command {
     Up(up::UpArgs),
     /// Removes what `up --kubernetes` brought up
     Down,
+    /// Builds `kubectl-quorate`, the kubectl plugin, and prints where it is
+    Plugin(suite::PluginArgs),
     /// Runs what a change must pass: format, lints, unit and script tests, simulated seeds, real processes, real kind
     Test(TestArgs),
     /// Runs the end-to-end suites alone
@@ -79,6 +81,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Up(args) => up::up(&args),
         Command::Down => kind::down(),
+        Command::Plugin(args) => suite::plugin(&args),
         Command::Test(args) => suite::test(args.fast),
         Command::E2e(args) => suite::e2e(&args),
         Command::Sim(pass) => suite::sim(&pass.args),

@@ -44,9 +44,17 @@ enum Which {
     Local,
     Kubernetes,
     Both,
+    /// A real Prometheus scrapes a cluster in local mode: rules, dashboards and metrics fit together
+    Monitoring,
 }
 
 impl E2eArgs {
+    /// Scenarios that call `kubectl quorate` are among those that may run.
+    fn needs_plugin(&self) -> bool {
+        let kubernetes = matches!(self.which, Which::Kubernetes | Which::Both);
+        kubernetes && self.only.as_ref().map_or(self.all, |words| words.contains("kubectl"))
+    }
+
     /// The part that `cargo xtask test` runs.
     fn on_kind() -> E2eArgs {
         E2eArgs { which: Which::Kubernetes, current_context: false, keep: false, all: false, only: None }
@@ -114,8 +122,16 @@ pub fn test(fast: bool) -> Result<()> {
 }
 
 pub fn e2e(args: &E2eArgs) -> Result<()> {
-    let programs = cmd::build_programs(&["quorate-node", "quorate-operator", "quorate-e2e"])?;
+    let mut wanted = vec!["quorate-node", "quorate-operator", "quorate-e2e"];
+    if args.needs_plugin() {
+        wanted.push("quorate-kubectl");
+    }
+    let programs = cmd::build_programs(&wanted)?;
     let mut parts = Parts::new();
+    if args.which == Which::Monitoring {
+        parts.part("end to end, monitoring", || monitoring_suite(&programs));
+        return parts.finish();
+    }
     if args.which != Which::Kubernetes {
         parts.part("end to end, local processes", || local_suite(&programs));
     }
@@ -125,12 +141,42 @@ pub fn e2e(args: &E2eArgs) -> Result<()> {
     parts.finish()
 }
 
+#[derive(Args, Debug)]
+pub struct PluginArgs {
+    /// Copies it into this directory, which should be in PATH
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+}
+
+pub fn plugin(args: &PluginArgs) -> Result<()> {
+    let built = cmd::build_programs(&["quorate-kubectl"])?.plugin();
+    let Some(dir) = &args.to else {
+        println!("{}", built.display());
+        return Ok(());
+    };
+    let path = dir.join("kubectl-quorate");
+    std::fs::create_dir_all(dir).with_context(|| format!("--to {}: cannot make it", dir.display()))?;
+    std::fs::copy(&built, &path).with_context(|| format!("--to {}: cannot write there", dir.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
 fn local_suite(programs: &Programs) -> Result<()> {
     let mut command = Command::new(programs.e2e());
     command.current_dir(cmd::root()).arg("local");
     command.arg("--operator").arg(programs.operator()).arg("--node").arg(programs.node());
     command.arg("--etcdctl").arg(tools::etcdctl()?);
     command.args(["--manifest", "examples/orders.yaml"]);
+    cmd::run(&mut command)
+}
+
+fn monitoring_suite(programs: &Programs) -> Result<()> {
+    let mut command = Command::new(programs.e2e());
+    command.current_dir(cmd::root()).arg("monitoring");
+    command.arg("--operator").arg(programs.operator()).arg("--node").arg(programs.node());
+    command.arg("--etcdctl").arg(tools::etcdctl()?);
+    command.arg("--prometheus").arg(tools::prometheus()?).arg("--promtool").arg(tools::promtool()?);
+    command.args(["--manifest", "examples/orders.yaml", "--chart", "charts/quorate"]);
     cmd::run(&mut command)
 }
 
@@ -216,6 +262,9 @@ impl Target {
             if let Some(host) = cluster.docker_host() {
                 command.env("DOCKER_HOST", host);
             }
+        }
+        if args.needs_plugin() {
+            command.arg("--plugin").arg(programs.plugin());
         }
         if args.all {
             command.args(["--all", "--table", "docs/scenarios.md"]);

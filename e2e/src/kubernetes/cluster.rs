@@ -54,6 +54,14 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// `kubectl quorate`, in the namespace of the test.
+    pub async fn plugin(&self, args: &[&str]) -> Result<String> {
+        let program = self.args.plugin.clone().context("needs --plugin")?;
+        let mut all = vec!["-n", self.args.namespace.as_str()];
+        all.extend(args);
+        self.run(&program, &all, None).await
+    }
+
     pub async fn mine(&self, args: &[&str]) -> Result<String> {
         let mut all = vec!["-n", self.args.namespace.as_str()];
         all.extend(args);

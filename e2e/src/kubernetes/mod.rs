@@ -72,6 +72,9 @@ pub struct KubernetesArgs {
     /// Where the members' logs are kept
     #[arg(long, default_value = "/tmp/quorate-e2e-logs")]
     logs: PathBuf,
+    /// The built kubectl-quorate; scenarios that use it are left out without it
+    #[arg(long)]
+    plugin: Option<PathBuf>,
     /// The nodes are containers that `docker` can reach; scenarios that stop them are left out without it
     #[arg(long)]
     docker: bool,
@@ -139,6 +142,10 @@ async fn suite(cluster: &Cluster, evidence: &Evidence, report: &mut Report) -> R
     let (mut failed, mut delays) = (None, Delays::default());
     for row in scenarios::TABLE {
         if !(cluster.args.all || row.is_required) || !wanted(row.name) {
+            continue;
+        }
+        if row.needs_plugin && cluster.args.plugin.is_none() {
+            report.left_out(row.name, "needs --plugin");
             continue;
         }
         if row.needs_docker && !cluster.args.docker {

@@ -3,6 +3,7 @@
 mod basic;
 mod edits;
 mod hands;
+mod plugin;
 mod pods;
 
 use std::pin::Pin;
@@ -21,20 +22,26 @@ pub struct Row {
     pub is_required: bool,
     /// It stops or cuts off nodes.
     pub needs_docker: bool,
+    /// It calls `kubectl quorate`.
+    pub needs_plugin: bool,
     /// For a while nobody can tell the truth: there is no operator, or no API server.
     pub is_blind: bool,
 }
 
 const fn required(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, is_required: true, needs_docker: false, is_blind: false }
+    Row { name, run, is_required: true, needs_docker: false, needs_plugin: false, is_blind: false }
 }
 
 const fn more(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, is_required: false, needs_docker: false, is_blind: false }
+    Row { name, run, is_required: false, needs_docker: false, needs_plugin: false, is_blind: false }
 }
 
 const fn on_nodes(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, is_required: false, needs_docker: true, is_blind: false }
+    Row { name, run, is_required: false, needs_docker: true, needs_plugin: false, is_blind: false }
+}
+
+const fn by_plugin(row: Row) -> Row {
+    Row { needs_plugin: true, ..row }
 }
 
 const fn blind(row: Row) -> Row {
@@ -83,5 +90,7 @@ pub const TABLE: &[Row] = &[
     blind(on_nodes("node_frozen_and_back", |c| Box::pin(pods::node_frozen(c)))),
     blind(on_nodes("kubelet_stopped_and_back", |c| Box::pin(pods::kubelet_stopped(c)))),
     blind(on_nodes("api_server_away_for_a_minute", |c| Box::pin(pods::no_api_server(c)))),
+    by_plugin(more("kubectl_quorate_shows_and_asks", |c| Box::pin(plugin::tour(c)))),
+    by_plugin(more("kubectl_quorate_replaces_a_member", |c| Box::pin(plugin::replace(c)))),
     on_nodes("data_dir_lost_member_is_replaced_not_bootstrapped", |c| Box::pin(pods::data_dir_lost(c))),
 ];
