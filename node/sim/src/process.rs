@@ -22,6 +22,9 @@ use crate::storage::SimLog;
 use crate::watch::{self, Watch};
 use crate::world::{Event, Member, World};
 
+/// A snapshot takes five times what a message takes, but one that waits for a stuck receiver waits once.
+const SNAPSHOT_STEP_US_MAX: u64 = 100_000;
+
 /// A flush older than this is reported as a stall.
 const STALL_US: u64 = 500_000;
 /// After a full disk refused a batch it is tried again this much later.
@@ -591,7 +594,8 @@ impl World {
         }
         for delay in copies {
             let image = Box::new(image.clone());
-            self.at(self.now + delay * 5, Event::SnapshotArrives { from: id, to, term, life, boot, is_whole, image });
+            let travel = delay + 4 * delay.min(SNAPSHOT_STEP_US_MAX);
+            self.at(self.now + travel, Event::SnapshotArrives { from: id, to, term, life, boot, is_whole, image });
         }
         Ok(())
     }

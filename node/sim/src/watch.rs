@@ -37,8 +37,9 @@ pub struct Watch {
     asked_with: (Term, Index),
     commit_before: Index,
     voters_before: [BTreeSet<MemberId>; 2],
-    /// It led before the current input.
+    /// It led before the current input, in this term.
     has_led: bool,
+    term_before: Term,
 }
 
 impl Watch {
@@ -61,6 +62,7 @@ impl Watch {
             commit_before: 0,
             voters_before: Default::default(),
             has_led: false,
+            term_before: 0,
         }
     }
 
@@ -79,6 +81,7 @@ impl Watch {
             _ => node.commit(),
         };
         self.has_led = node.is_leader();
+        self.term_before = node.term();
         match input {
             Input::Msg { from, msg } => self.heard_message(now, *from, msg, node),
             Input::PeerGone { peer } if self.honours_hints && node.leader() == Some(*peer) => self.contact = None,
@@ -180,7 +183,8 @@ impl Watch {
     /// Only own-term entries commit by counting.
     pub fn committed(&self, upto: (Index, Term), node: &Node) -> Result<(), Violation> {
         let (id, term) = (self.id, node.term());
-        if self.leads(node) {
+        // One that learned of a later term and follows its leader now does not count.
+        if node.is_leader() || (self.has_led && term == self.term_before) {
             hold!(upto.1 == term, "I6 {id} commits {upto:?} by counting in term {term}");
         }
         Ok(())
