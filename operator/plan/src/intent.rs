@@ -14,6 +14,7 @@ use quorate_api::{
 
 /// What is to be done about one ConsistentCluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "there is one per pass, and it is passed by reference")]
 pub enum Intent {
     Run(ValidatedCluster),
     /// A deletion timestamp is set. It ends without a quorum, while paused, and whatever the spec says.
