@@ -89,7 +89,8 @@ impl Storage {
     pub fn is_refused_as(&self, expected: Identity, is_trusting: bool) -> bool {
         let expected = (!is_trusting).then_some(&expected);
         let opened = Log::open(self.disk.clone(), Options::new(1), expected);
-        matches!(opened, Err(LogError::ForeignIdentity { .. }))
+        // A volume that was lost is empty until its member joins anew: nobody starts on that either.
+        matches!(opened, Err(LogError::ForeignIdentity { .. } | LogError::Missing))
     }
 
     /// Looks at damage; `Wants` is answered through [`Repair::offer`].
