@@ -62,6 +62,12 @@ pub struct RunArgs {
     /// Clusters reconciled at the same time
     #[arg(long, env = "QUORATE_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// Seconds a certificate that the operator issues is valid; it is renewed after two thirds
+    #[arg(long, env = "QUORATE_CERTIFICATE_LIFETIME", default_value_t = 90 * 86_400, value_parser = clap::value_parser!(u32).range(60..))]
+    pub certificate_lifetime: u32,
+    /// Seconds an authority of a cluster is valid; another takes over after two thirds
+    #[arg(long, env = "QUORATE_AUTHORITY_LIFETIME", default_value_t = 5 * 365 * 86_400, value_parser = clap::value_parser!(u32).range(180..))]
+    pub authority_lifetime: u32,
     /// Log lines as JSON
     #[arg(long, env = "QUORATE_LOG_JSON")]
     pub log_json: bool,

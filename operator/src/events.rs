@@ -40,6 +40,8 @@ pub fn notes(previous: Option<&ConsistentClusterStatus>, pass: &Pass) -> Vec<Not
     if pass.plan.report.operation != Some(Operation::Delete) {
         notes.extend(quorum_note(&before, &pass.status));
     }
+    let rotated = pass.seen.observation.tls.iter().flat_map(|tls| &tls.rotated);
+    notes.extend(rotated.map(|text| normal("CertificateRotated", text.clone())));
     notes.extend(upgrade_note(&before, pass));
     notes.extend(blocked_note(&before, pass));
     notes.extend(failure_note(&before, pass));

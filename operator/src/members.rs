@@ -12,10 +12,10 @@ use quorate_plan::{
 };
 use quorate_proto::admin::v1 as wire;
 use quorate_proto::admin::v1::admin_client::AdminClient;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
-use crate::world::{ActError, MemberUrls, Seen};
+use crate::world::{ActError, AdminTls, MemberUrls, Seen};
 
 /// A member that needs longer for a word about itself counts as silent.
 const STATUS_LIMIT: Duration = Duration::from_millis(1_500);
@@ -30,6 +30,32 @@ const CHANNELS_MAX: usize = 512;
 #[derive(Debug, Default)]
 pub struct Members {
     channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+/// What the operator shows to members, and whom it trusts.
+#[derive(Clone)]
+pub struct Access {
+    authorities: Certificate,
+    own: Identity,
+    /// Tells one from another.
+    pub sha256: String,
+}
+
+/// Says nothing: a key is part of it.
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("sha256", &self.sha256).finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    /// All in PEM.
+    pub fn new(authorities: Vec<u8>, cert: Vec<u8>, key: Vec<u8>) -> Access {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        [&authorities, &cert].into_iter().for_each(|part| context.update(part));
+        let sha256 = context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Access { authorities: Certificate::from_pem(authorities), own: Identity::from_pem(cert, key), sha256 }
+    }
 }
 
 /// A step that is carried out by a member rather than by a world.
@@ -131,8 +157,14 @@ impl Members {
             let pod_uid = record.pod.as_ref()?.uid.clone();
             Some((record, pod_uid, seen.admin_urls.get(&record.name)?.clone()))
         });
-        let answers = asked.map(|(record, pod_uid, url)| async move { self.word(record, pod_uid, &url).await });
-        let told: Vec<(MemberWord, Instant)> = join_all(answers).await.into_iter().flatten().collect();
+        let tls = &seen.admin_tls;
+        let answers = asked.map(|(record, pod_uid, url)| async move {
+            let told = self.word(record, pod_uid, &url, tls.get(&url)).await;
+            told.map(|(word, since, planes)| ((word, since), (record.name.clone(), planes)))
+        });
+        let (told, planes): (Vec<(MemberWord, Instant)>, BTreeMap<String, Vec<wire::TlsPlane>>) =
+            join_all(answers).await.into_iter().flatten().unzip();
+        seen.tls = planes;
         let probe = self.probe(&told, seen).await;
         let age = |since: &Instant| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         seen.observation.words =
@@ -140,13 +172,23 @@ impl Members {
         seen.observation.probe = probe;
     }
 
-    async fn word(&self, record: &MemberRecord, pod_uid: String, url: &str) -> Option<(MemberWord, Instant)> {
+    async fn word(
+        &self,
+        record: &MemberRecord,
+        pod_uid: String,
+        url: &str,
+        tls: Option<&AdminTls>,
+    ) -> Option<(MemberWord, Instant, Vec<wire::TlsPlane>)> {
         // The answer is at least as young as the question.
         let asked = Instant::now();
-        let mut client = self.client(url).ok()?;
+        let mut client = self.client(url, tls).ok()?;
         let answer = tokio::time::timeout(STATUS_LIMIT, client.status(wire::StatusRequest {})).await;
         match answer {
-            Ok(Ok(response)) => member_word(response.into_inner(), record, pod_uid).map(|word| (word, asked)),
+            Ok(Ok(response)) => {
+                let mut response = response.into_inner();
+                let planes = std::mem::take(&mut response.tls);
+                member_word(response, record, pod_uid).map(|word| (word, asked, planes))
+            }
             Ok(Err(status)) => {
                 tracing::debug!(member = record.name, "no word: {}", told_by(&status));
                 None
@@ -164,7 +206,7 @@ impl Members {
         let (word, _) = told.iter().max_by_key(|(w, _)| (w.role == Role::Leader, w.term, w.ready))?;
         let url = seen.admin_urls.get(&word.record)?;
         let asked = Instant::now();
-        let outcome = match self.client(url) {
+        let outcome = match self.client(url, seen.admin_tls.get(url)) {
             Err(error) => Err(error.to_string()),
             Ok(mut client) => match tokio::time::timeout(PROBE_LIMIT, client.probe(wire::ProbeRequest {})).await {
                 Ok(Ok(answer)) => Ok(answer.into_inner().read_index),
@@ -184,7 +226,7 @@ impl Members {
         let Some(url) = seen.admin_url_of(call.to) else {
             return Err(ActError::News(format!("member {} has no address now", call.to)));
         };
-        let client = self.client(url)?;
+        let client = self.client(url, seen.admin_tls.get(url))?;
         match tokio::time::timeout(CHANGE_LIMIT, send(client, call.request)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(status)) => Err(refusal(&status)),
@@ -194,24 +236,33 @@ impl Members {
         }
     }
 
-    fn client(&self, url: &str) -> Result<AdminClient<Channel>, ActError> {
+    fn client(&self, url: &str, tls: Option<&AdminTls>) -> Result<AdminClient<Channel>, ActError> {
         let mut channels = self.channels.lock().expect("no panic happens while connections are looked up");
-        if let Some(channel) = channels.get(url) {
+        // A connection made with another certificate is another connection.
+        let known_as = tls.map_or_else(|| url.to_owned(), |tls| format!("{url} {} {}", tls.host, tls.access.sha256));
+        if let Some(channel) = channels.get(&known_as) {
             return Ok(AdminClient::new(channel.clone()));
         }
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
-        let endpoint = Endpoint::from_shared(url.to_owned())
+        let mut endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(|error| ActError::Failed(format!("admin URL {url:?}: {error}")))?;
+        if let Some(AdminTls { host, access }) = tls {
+            let config = ClientTlsConfig::new().domain_name(host).ca_certificate(access.authorities.clone());
+            endpoint = endpoint
+                .tls_config(config.identity(access.own.clone()))
+                .map_err(|error| ActError::Failed(format!("admin URL {url:?}: TLS: {error}")))?;
+        }
         let channel = endpoint.connect_timeout(STATUS_LIMIT).tcp_nodelay(true).connect_lazy();
-        channels.insert(url.to_owned(), channel.clone());
+        channels.insert(known_as, channel.clone());
         Ok(AdminClient::new(channel))
     }
 
     /// A connection that does not answer may lead to a machine that is no more.
     fn forget(&self, url: &str) {
-        self.channels.lock().expect("no panic happens while connections are looked up").remove(url);
+        let mut channels = self.channels.lock().expect("no panic happens while connections are looked up");
+        channels.retain(|known_as, _| known_as.split(' ').next() != Some(url));
     }
 }
 

@@ -4,8 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use quorate_plan::{Intent, MemberId, Observation, Step};
+use quorate_proto::admin::v1::TlsPlane;
+
+use crate::members::Access;
 
 /// One reading of a world.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +17,18 @@ pub struct Seen {
     pub observation: Observation,
     /// Admin URL of each record's process, as far as there is one to ask.
     pub admin_urls: BTreeMap<String, String>,
+    /// For each admin URL that is https: what to show, and whom to expect.
+    pub admin_tls: BTreeMap<String, AdminTls>,
+    /// What members said they use of certificates, by record.
+    pub tls: BTreeMap<String, Vec<TlsPlane>>,
+}
+
+/// How to reach an admin port by TLS.
+#[derive(Debug, Clone)]
+pub struct AdminTls {
+    /// The name in the member's certificate.
+    pub host: String,
+    pub access: Arc<Access>,
 }
 
 impl Seen {

@@ -43,6 +43,10 @@ quorate-operator-{{ .Release.Namespace }}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, create, patch]
+# Certificates, each by its name.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, update]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, create, patch]

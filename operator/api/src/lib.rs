@@ -11,8 +11,8 @@ pub mod units;
 
 pub use requests::{Requests, Transfer};
 pub use spec::{
-    ConsistentCluster, ConsistentClusterSpec, Disruption, Keep, PodDisruptionBudget, ResourceAmounts, Resources,
-    Storage, Timing, TimingProfile,
+    ConsistentCluster, ConsistentClusterSpec, Disruption, Keep, OperatorIssued, PodDisruptionBudget, ResourceAmounts,
+    Resources, SecretRef, Storage, Timing, TimingProfile, Tls, TlsMode, TlsPlane,
 };
 pub use status::{
     Condition, ConditionStatus, ConsistentClusterStatus, FailoverStatus, LeaderStatus, MemberStatus, MembershipStatus,

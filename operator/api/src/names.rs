@@ -30,6 +30,9 @@ pub const ANNOTATION_BOOTSTRAPPED: &str = "quorate.dev/bootstrapped";
 /// Annotation on the shared objects: hash of what was applied.
 pub const ANNOTATION_OBJECTS_HASH: &str = "quorate.dev/objects-hash";
 
+/// Annotation on pods: what they speak with clients and with each other, such as `Required/Preferred`.
+pub const ANNOTATION_TLS: &str = "quorate.dev/tls";
+
 /// Finalizer on records: a member leaves the configuration before its record goes.
 pub const FINALIZER_LEAVE: &str = "quorate.dev/leave-before-delete";
 /// Finalizer on the ConsistentCluster.
@@ -96,6 +99,22 @@ pub fn leader_service(cluster: &str) -> String {
 }
 pub fn budget(cluster: &str) -> String {
     cluster.to_owned()
+}
+/// Secret of the cluster's certificate authority; nobody mounts it.
+pub fn authority_secret(cluster: &str) -> String {
+    format!("{cluster}-tls-ca")
+}
+/// Secret that the operator shows to members.
+pub fn admin_secret(cluster: &str) -> String {
+    format!("{cluster}-admin-tls")
+}
+/// Secret for clients to mount.
+pub fn client_secret(cluster: &str) -> String {
+    format!("{cluster}-client-tls")
+}
+/// Secret that a record's pod mounts.
+pub fn member_secret(record: &str) -> String {
+    format!("{record}-tls")
 }
 /// The pod of a record's StatefulSet.
 pub fn pod(record: &str) -> String {

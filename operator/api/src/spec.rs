@@ -72,6 +72,8 @@ pub struct ConsistentClusterSpec {
     pub resources: Resources,
     #[serde(default)]
     pub disruption: Disruption,
+    #[serde(default)]
+    pub tls: Tls,
 }
 
 impl Default for ConsistentClusterSpec {
@@ -84,6 +86,7 @@ impl Default for ConsistentClusterSpec {
             timing: Timing::default(),
             resources: Resources::default(),
             disruption: Disruption::default(),
+            tls: Tls::default(),
         }
     }
 }
@@ -221,4 +224,57 @@ pub enum PodDisruptionBudget {
     #[default]
     Enabled,
     Disabled,
+}
+
+/// Who speaks TLS. Modes change live, member by member; what the operator does with members follows the stricter of the two.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Clients, on the client port.
+    #[serde(default)]
+    pub client: TlsPlane,
+    /// Members among themselves.
+    #[serde(default)]
+    pub peer: TlsPlane,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!(has(self.operatorIssued) && has(self.secretRef))")
+        .message("spec.tls: operatorIssued and secretRef are two sources of certificates; keep one for each of client and peer"),
+    validation = Rule::new("self.mode == oldSelf.mode || self.mode == 'Preferred' || oldSelf.mode == 'Preferred'")
+        .message("spec.tls: mode moves one step at a time, Disabled - Preferred - Required; set it to Preferred first")
+)]
+pub struct TlsPlane {
+    #[serde(default)]
+    pub mode: TlsMode,
+    /// The operator runs an authority for this cluster alone and renews everything by itself. The default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator_issued: Option<OperatorIssued>,
+    /// A Secret of the same namespace with tls.crt, tls.key and ca.crt, whose certificate is good for every member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+/// What is spoken on a port.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum TlsMode {
+    /// Plain text only.
+    #[default]
+    Disabled,
+    /// Both: a step on the way.
+    Preferred,
+    /// TLS 1.3 with certificates on both sides, only.
+    Required,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+pub struct OperatorIssued {}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }

@@ -9,7 +9,7 @@ use quorate_api::names;
 use quorate_api::spec::{NAME_BYTES_MAX, REPLICAS_MAX, REPLICAS_MIN};
 use quorate_api::{
     ConsistentCluster, ConsistentClusterSpec, Keep, PodDisruptionBudget, Requests, ResourceAmounts, TimingProfile,
-    units,
+    TlsMode, TlsPlane, units,
 };
 
 /// What is to be done about one ConsistentCluster.
@@ -70,8 +70,35 @@ pub struct ValidatedCluster {
     pub requests: ResourceAmounts,
     pub limits: ResourceAmounts,
     pub budget: PodDisruptionBudget,
+    pub tls: TlsIntent,
     /// What was asked for beside the spec. It changes no template.
     pub asked: Requests,
+}
+
+/// Who speaks TLS. A shell that knows what members run makes the modes what can be had now: see `certificates::mode_now`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsIntent {
+    pub client: PlaneIntent,
+    pub peer: PlaneIntent,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PlaneIntent {
+    pub mode: TlsMode,
+    /// The Secret of the certificates; the operator issues them when there is none.
+    pub secret: Option<String>,
+}
+
+impl TlsIntent {
+    /// How the operator speaks to members: as the stricter of the others.
+    pub fn admin(&self) -> TlsMode {
+        self.client.mode.max(self.peer.mode)
+    }
+
+    fn shown(&self) -> String {
+        let of = |plane: &PlaneIntent| format!("{:?}/{:?}", plane.mode, plane.secret);
+        format!("{} {}", of(&self.client), of(&self.peer))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,14 +161,16 @@ impl Intent {
 impl ValidatedCluster {
     /// Hash of everything that changes a member's pod: image, timing, resources. Labels, budgets and sizes restart nothing.
     pub fn template_hash(&self) -> String {
-        hash(&[
-            "template/1",
-            &self.image,
-            &self.timing.heartbeat_ms.to_string(),
-            &self.timing.election_ms.to_string(),
-            &amounts(&self.requests),
-            &amounts(&self.limits),
-        ])
+        let heartbeat_ms = self.timing.heartbeat_ms.to_string();
+        let election_ms = self.timing.election_ms.to_string();
+        let (requests, limits) = (amounts(&self.requests), amounts(&self.limits));
+        let mut parts = vec!["template/1", &self.image, &heartbeat_ms, &election_ms, &requests, &limits];
+        let tls = self.tls.shown();
+        // Members that never heard of TLS are not restarted for it.
+        if self.tls.admin() != TlsMode::Disabled {
+            parts.push(&tls);
+        }
+        hash(&parts)
     }
 
     /// Hash of what the shared objects (Services) are rendered from. The budget is not among them: see `SetBudget`.
@@ -173,7 +202,7 @@ fn hash(parts: &[&str]) -> String {
 /// Every problem of the spec at once, each naming field, value and remedy.
 pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<ValidatedCluster, RefusedSpec> {
     // Without `..`: a new field is validated or does not compile.
-    let ConsistentClusterSpec { replicas, image, paused, storage, timing, resources, disruption } = spec;
+    let ConsistentClusterSpec { replicas, image, paused, storage, timing, resources, disruption, tls } = spec;
     let mut problems = Vec::new();
     check_name(&identity.name, &mut problems);
     let voters = usize::try_from(*replicas).unwrap_or_default();
@@ -191,6 +220,10 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
     check_resources(&resources.requests, "requests", &mut problems);
     check_resources(&resources.limits, "limits", &mut problems);
     check_requests_within_limits(&resources.requests, &resources.limits, &mut problems);
+    let tls = TlsIntent {
+        client: check_plane("client", &tls.client, &mut problems),
+        peer: check_plane("peer", &tls.peer, &mut problems),
+    };
     if !problems.is_empty() {
         return Err(RefusedSpec { identity, problems });
     }
@@ -210,8 +243,22 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         requests: resources.requests.clone(),
         limits: resources.limits.clone(),
         budget: disruption.pod_disruption_budget,
+        tls,
         asked: Requests::default(),
     })
+}
+
+fn check_plane(which: &str, plane: &TlsPlane, problems: &mut Vec<String>) -> PlaneIntent {
+    let TlsPlane { mode, operator_issued, secret_ref } = plane;
+    if operator_issued.is_some() && secret_ref.is_some() {
+        problems
+            .push(format!("spec.tls.{which} has both operatorIssued and secretRef; keep one source of certificates"));
+    }
+    let secret = secret_ref.as_ref().map(|secret| secret.name.clone());
+    if let Some(name) = secret.as_ref().filter(|name| name.is_empty() || name.len() > 253) {
+        problems.push(format!("spec.tls.{which}.secretRef.name is {name:?}; name a Secret of this namespace"));
+    }
+    PlaneIntent { mode: *mode, secret }
 }
 
 fn check_name(name: &str, problems: &mut Vec<String>) {

@@ -10,6 +10,7 @@
 //! ```
 
 mod bootstrap;
+pub mod certificates;
 mod delete;
 mod hands;
 pub mod intent;
@@ -26,12 +27,15 @@ pub mod step;
 pub mod view;
 
 pub use delete::STOP_WAIT_MS;
-pub use intent::{DeletionPolicy, Identity, Intent, RefusedSpec, StorageIntent, TimingIntent, ValidatedCluster};
+pub use intent::{
+    DeletionPolicy, Identity, Intent, PlaneIntent, RefusedSpec, StorageIntent, TimingIntent, TlsIntent,
+    ValidatedCluster,
+};
 pub use membership::LEARNER_DEADLINE_MS;
 pub use observation::{
     ClusterId, ConfigAt, ConfigMember, Deletion, MemberId, MemberRecord, MemberWord, Observation, Pod, PodPhase,
     Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role, Running, SharedObjects, StartAs, Termination,
-    Volume,
+    TlsWord, Volume,
 };
 pub use planner::{budget_floor, plan};
 pub use report::{Blocked, Decision, Operation, Plan, PlannedStep, Report, Waiting};

@@ -55,6 +55,21 @@ pub struct Observation {
     pub words: Vec<MemberWord>,
     /// A linearizable round made in this pass; absent when nobody could be asked.
     pub probe: Option<Probe>,
+    /// How certificates stand; absent where nobody speaks TLS.
+    pub tls: Option<TlsWord>,
+}
+
+/// How certificates stand. Says nothing secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsWord {
+    /// None is well.
+    pub fault: Option<String>,
+    /// An exchange of the authority is under way, or a mode is on its way: why it is not done.
+    pub waits: Option<String>,
+    /// What was exchanged in this pass.
+    pub rotated: Vec<String>,
+    /// When the first certificate in use ends, in seconds since the Unix epoch.
+    pub not_after: Option<i64>,
 }
 
 /// Objects that belong to the cluster as a whole.

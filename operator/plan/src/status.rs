@@ -10,7 +10,7 @@ use quorate_api::{
 };
 
 use crate::intent::Intent;
-use crate::observation::{ConfigMember, MemberRecord, MemberWord, Observation, Role};
+use crate::observation::{ConfigMember, MemberRecord, MemberWord, Observation, Role, TlsWord};
 use crate::report::{Blocked, Decision, Operation, Plan, Waiting};
 use crate::view::{EVIDENCE_AGE_MS_MAX, Leader, View, quorum};
 
@@ -284,7 +284,19 @@ fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
         ("MembershipStable", membership_stable(facts)),
         ("Stalled", stalled(facts)),
     ];
-    said.into_iter().map(|(kind, said)| dated(facts, kind, said)).collect()
+    let tls = facts.input.observed.tls.as_ref().map(|word| ("TLSReady", tls_ready(word)));
+    said.into_iter().chain(tls).map(|(kind, said)| dated(facts, kind, said)).collect()
+}
+
+fn tls_ready(word: &TlsWord) -> Said {
+    let until = word.not_after.and_then(|at| u64::try_from(at).ok()).map(|at| units::rfc3339(at * 1_000));
+    match (&word.fault, &word.waits) {
+        (Some(fault), _) => no("CertificateFault", fault.clone()),
+        (None, Some(waits)) => yes("Rotating", waits.clone()),
+        (None, None) => {
+            yes("CertificatesValid", until.map_or_else(String::new, |until| format!("the first ends at {until}")))
+        }
+    }
 }
 
 fn dated(facts: &Facts<'_>, kind: &str, (status, reason, message): Said) -> Condition {

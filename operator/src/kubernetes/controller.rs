@@ -86,8 +86,13 @@ async fn reconcile(cached: Arc<ConsistentCluster>, context: Arc<Context>) -> Res
         context.metrics.forget(&namespace, &name);
         return Ok(Action::await_change());
     };
-    let intent = Intent::of(&cluster);
+    let mut intent = Intent::of(&cluster);
+    let certificates = &context.world.certificates;
+    if let Intent::Run(cluster) = &mut intent {
+        certificates.keep(&context.world.client, cluster).await?;
+    }
     let pass = reconcile::pass(&context.world, &context.members, &intent, cluster.status.as_ref()).await;
+    certificates.hear(&intent.identity().uid, &pass.seen);
     let told = context.teller.tell(&cluster, &intent, &pass).await;
     context.metrics.observe(&intent, &pass, started.elapsed());
     if let Err(error) = told {

@@ -3,6 +3,7 @@
 //! Watches only say when to look. What a decision rests on is read live in `observe`, and every write names what it expects.
 
 mod act;
+mod certificates;
 mod controller;
 mod lease;
 pub mod objects;
@@ -21,7 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::RunArgs;
 use crate::metrics::Metrics;
 use crate::serve;
-use crate::world::{ActError, MemberUrls, Observer, Performer, Seen};
+use crate::world::{ActError, AdminTls, MemberUrls, Observer, Performer, Seen};
+use certificates::{Desk, Kept, Lifetimes};
 use lease::Lease;
 
 /// The world of one API server; shared by all clusters.
@@ -30,11 +32,28 @@ pub(crate) struct KubernetesWorld {
     zones: observe::Zones,
     /// Evictions that were refused, by pod UID.
     refused: Mutex<HashMap<String, u32>>,
+    certificates: Desk,
 }
 
 impl Observer for KubernetesWorld {
     fn observe(&self, intent: &Intent) -> impl Future<Output = Seen> + Send {
-        observe::observe(&self.client, &self.zones, intent)
+        async {
+            let mut seen = observe::observe(&self.client, &self.zones, intent).await;
+            let identity = intent.identity();
+            if let Some(Kept { word, access }) = self.certificates.kept(&identity.uid) {
+                seen.observation.tls = Some(word);
+                let by_tls = seen.admin_urls.iter().filter(|(_, url)| url.starts_with("https://"));
+                let access = access.into_iter().flat_map(|access| {
+                    let of = |(record, url): (&String, &String)| {
+                        let host = objects::host(identity, record);
+                        (url.clone(), AdminTls { host, access: access.clone() })
+                    };
+                    by_tls.clone().map(of).collect::<Vec<_>>()
+                });
+                seen.admin_tls = access.collect();
+            }
+            seen
+        }
     }
 }
 
@@ -44,7 +63,12 @@ impl Performer for KubernetesWorld {
     }
 
     fn urls(&self, intent: &Intent, record: &str) -> Result<MemberUrls, ActError> {
-        Ok(objects::urls(intent.identity(), record))
+        match intent {
+            Intent::Run(cluster) => Ok(objects::urls(cluster, record)),
+            Intent::Delete(_) | Intent::Refused(_) => {
+                Err(ActError::Failed("there is no valid spec to take addresses from".to_owned()))
+            }
+        }
     }
 }
 
@@ -71,7 +95,15 @@ pub async fn run(args: RunArgs) -> Result<()> {
         health.set_ready();
         lease.acquire().await;
         let world =
-            KubernetesWorld { client: client.clone(), zones: observe::Zones::default(), refused: Mutex::default() };
+            KubernetesWorld {
+                client: client.clone(),
+                zones: observe::Zones::default(),
+                refused: Mutex::default(),
+                certificates: Desk::new(Lifetimes {
+                    leaf: i64::from(args.certificate_lifetime),
+                    authority: i64::from(args.authority_lifetime),
+                }),
+            };
         tokio::select! {
             error = lease.keep() => Err(error),
             () = controller::run(&args, world, metrics, &lease) => anyhow::bail!("the controller ended by itself"),

@@ -8,15 +8,16 @@ use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdate
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, PersistentVolumeClaim,
     PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Service, ServicePort,
-    ServiceSpec, TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements, WeightedPodAffinityTerm,
+    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
+    Service, ServicePort, ServiceSpec, TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements,
+    WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use quorate_api::{ResourceAmounts, names};
+use quorate_api::{ResourceAmounts, TlsMode, names};
 use quorate_plan::{Identity, StartAs, ValidatedCluster};
 
 use crate::world::MemberUrls;
@@ -24,6 +25,8 @@ use crate::world::MemberUrls;
 pub const CLIENT_PORT: i32 = 2379;
 pub const PEER_PORT: i32 = 2380;
 pub const ADMIN_PORT: i32 = 2381;
+/// Plain text, for probes and for what reads metrics, where clients speak TLS.
+pub const METRICS_PORT: i32 = 2382;
 /// The user of the image; not root.
 const USER: i64 = 65532;
 /// A member hands leadership over, flushes and ends well within this.
@@ -33,6 +36,10 @@ const STARTUP_TRIES: i32 = 200;
 const PROBE_SECONDS: i32 = 3;
 const CONTAINER: &str = "member";
 const DATA: &str = "data";
+/// Where certificates are mounted: those the operator issues, and those of a Secret that somebody else keeps.
+const TLS: &str = "tls";
+const TLS_CLIENT: &str = "tls-client";
+const TLS_PEER: &str = "tls-peer";
 const VOTER: &str = "true";
 
 /// Labels of every owned object.
@@ -78,6 +85,10 @@ pub fn owner(identity: &Identity) -> OwnerReference {
     }
 }
 
+pub fn owned_meta(identity: &Identity, name: String) -> ObjectMeta {
+    meta(identity, name)
+}
+
 fn meta(identity: &Identity, name: String) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
@@ -95,17 +106,52 @@ pub fn host(identity: &Identity, record: &str) -> String {
     format!("{record}.{}.svc", identity.namespace)
 }
 
+/// Every name under which a client or another member may reach this one.
+pub fn certificate_names(identity: &Identity, record: &str) -> Vec<String> {
+    let cluster = &identity.name;
+    let services = [names::client_service(cluster), names::leader_service(cluster), names::peer_service(cluster)];
+    let all = services.into_iter().chain([record.to_owned()]).flat_map(|service| {
+        let spaced = format!("{service}.{}", identity.namespace);
+        [service, format!("{spaced}.svc"), format!("{spaced}.svc.cluster.local"), spaced]
+    });
+    all.chain(["localhost".to_owned(), "127.0.0.1".to_owned()]).collect()
+}
+
 /// The name that leads to every member there is, ready or not.
 fn peers_host(identity: &Identity) -> String {
     format!("{}.{}.svc", names::peer_service(&identity.name), identity.namespace)
 }
 
-pub fn urls(identity: &Identity, record: &str) -> MemberUrls {
-    let host = host(identity, record);
+pub fn urls(cluster: &ValidatedCluster, record: &str) -> MemberUrls {
+    let host = host(&cluster.identity, record);
     MemberUrls {
-        peer: vec![format!("http://{host}:{PEER_PORT}")],
-        client: vec![format!("http://{host}:{CLIENT_PORT}")],
+        peer: vec![format!("{}://{host}:{PEER_PORT}", scheme(cluster.tls.peer.mode))],
+        client: vec![format!("{}://{host}:{CLIENT_PORT}", scheme(cluster.tls.client.mode))],
     }
+}
+
+/// As long as both are spoken, everybody is told of the one that everybody understands.
+fn scheme(mode: TlsMode) -> &'static str {
+    match mode {
+        TlsMode::Disabled | TlsMode::Preferred => "http",
+        TlsMode::Required => "https",
+    }
+}
+
+/// What a pod speaks, as its annotation says it.
+pub fn tls_modes(cluster: &ValidatedCluster) -> String {
+    format!("{:?}/{:?}", cluster.tls.client.mode, cluster.tls.peer.mode)
+}
+
+/// The modes of clients and peers in a pod's annotation; plain text where it has none.
+pub fn read_tls_modes(text: Option<&str>) -> (TlsMode, TlsMode) {
+    let mode = |word: Option<&str>| match word {
+        Some("Required") => TlsMode::Required,
+        Some("Preferred") => TlsMode::Preferred,
+        _ => TlsMode::Disabled,
+    };
+    let mut words = text.unwrap_or_default().split('/');
+    (mode(words.next()), mode(words.next()))
 }
 
 /// What a record is rendered from besides the spec.
@@ -151,13 +197,15 @@ pub fn stateful_set(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> State
 
 pub fn pod_template(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodTemplateSpec {
     let identity = &cluster.identity;
+    let mut annotations =
+        BTreeMap::from([(names::ANNOTATION_TEMPLATE_HASH.to_owned(), facts.template_hash.to_owned())]);
+    if speaks_tls(cluster) {
+        annotations.insert(names::ANNOTATION_TLS.to_owned(), tls_modes(cluster));
+    }
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(member_labels(identity, facts.name, facts.is_voter)),
-            annotations: Some(BTreeMap::from([(
-                names::ANNOTATION_TEMPLATE_HASH.to_owned(),
-                facts.template_hash.to_owned(),
-            )])),
+            annotations: Some(annotations),
             ..ObjectMeta::default()
         }),
         spec: Some(pod_spec(cluster, facts)),
@@ -191,16 +239,89 @@ fn pod_spec(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodSpec {
             ..TopologySpreadConstraint::default()
         }]),
         containers: vec![container(cluster, facts)],
-        volumes: Some(vec![Volume {
-            name: DATA.to_owned(),
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: names::volume(facts.name),
-                read_only: None,
-            }),
-            ..Volume::default()
-        }]),
+        volumes: Some(volumes(cluster, facts.name)),
         ..PodSpec::default()
     }
+}
+
+fn speaks_tls(cluster: &ValidatedCluster) -> bool {
+    cluster.tls.admin() != TlsMode::Disabled
+}
+
+/// The Secrets that hold certificates, by the name of their volume. The operator's own serve its port in any case.
+fn secrets(cluster: &ValidatedCluster, record: &str) -> Vec<(&'static str, String)> {
+    if !speaks_tls(cluster) {
+        return Vec::new();
+    }
+    let tls = &cluster.tls;
+    let given = [(TLS_CLIENT, tls.client.secret.clone()), (TLS_PEER, tls.peer.secret.clone())];
+    let given = given.into_iter().filter_map(|(volume, secret)| Some((volume, secret?)));
+    std::iter::once((TLS, names::member_secret(record))).chain(given).collect()
+}
+
+fn volumes(cluster: &ValidatedCluster, record: &str) -> Vec<Volume> {
+    let data = Volume {
+        name: DATA.to_owned(),
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: names::volume(record),
+            read_only: None,
+        }),
+        ..Volume::default()
+    };
+    let secret = |(name, secret): (&str, String)| Volume {
+        name: name.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret),
+            // The group of the pod reads them, and nobody else.
+            default_mode: Some(0o440),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    std::iter::once(data).chain(secrets(cluster, record).into_iter().map(secret)).collect()
+}
+
+fn mounts(cluster: &ValidatedCluster, record: &str) -> Vec<VolumeMount> {
+    let data = VolumeMount { name: DATA.to_owned(), mount_path: "/data".to_owned(), ..VolumeMount::default() };
+    let secret = |(name, _): (&str, String)| VolumeMount {
+        name: name.to_owned(),
+        mount_path: format!("/{name}"),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    };
+    std::iter::once(data).chain(secrets(cluster, record).into_iter().map(secret)).collect()
+}
+
+/// The flags of TLS. A Secret that somebody else keeps has the names of kubernetes.io/tls.
+fn tls_arguments(cluster: &ValidatedCluster) -> Vec<String> {
+    if !speaks_tls(cluster) {
+        return Vec::new();
+    }
+    let tls = &cluster.tls;
+    let word = |mode: TlsMode| format!("{mode:?}").to_lowercase();
+    let mut arguments = Vec::new();
+    let given = |volume: &str| format!("/{volume}/tls");
+    let client = tls.client.secret.as_ref().map_or(format!("/{TLS}/server"), |_| given(TLS_CLIENT));
+    let peer = tls.peer.secret.as_ref().map_or(format!("/{TLS}/peer"), |_| given(TLS_PEER));
+    for (prefix, plane, files, mode) in [
+        ("", "client", client, tls.client.mode),
+        ("peer-", "peer", peer, tls.peer.mode),
+        ("admin-", "admin", format!("/{TLS}/server"), tls.admin()),
+    ] {
+        arguments.push(format!("--{plane}-tls-mode={}", word(mode)));
+        if mode != TlsMode::Disabled {
+            let dir = files.rsplit_once('/').map_or("", |(dir, _)| dir);
+            arguments.push(format!("--{prefix}cert-file={files}.crt"));
+            arguments.push(format!("--{prefix}key-file={files}.key"));
+            arguments.push(format!("--{prefix}trusted-ca-file={dir}/ca.crt"));
+        }
+    }
+    // Certificates that somebody else issues name no roles.
+    if tls.client.secret.is_none() && tls.peer.secret.is_none() {
+        arguments.push(format!("--tls-cluster={}", cluster.identity.uid));
+    }
+    arguments.push(format!("--listen-metrics-urls=http://0.0.0.0:{METRICS_PORT}"));
+    arguments
 }
 
 /// Preferred, since a small cluster of machines is no reason not to run.
@@ -229,6 +350,10 @@ fn container(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Container {
         protocol: Some("TCP".to_owned()),
         ..ContainerPort::default()
     };
+    // The kubelet has no certificate to show.
+    let probed = if speaks_tls(cluster) { METRICS_PORT } else { CLIENT_PORT };
+    let metrics = speaks_tls(cluster).then(|| port("metrics", METRICS_PORT));
+    let ports = [port("client", CLIENT_PORT), port("peer", PEER_PORT), port("admin", ADMIN_PORT)];
     Container {
         name: CONTAINER.to_owned(),
         image: Some(cluster.image.clone()),
@@ -236,10 +361,10 @@ fn container(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Container {
         command: Some(vec!["quorate-node".to_owned()]),
         args: Some(arguments(cluster, facts)),
         env: Some(vec![EnvVar { name: "RUST_BACKTRACE".to_owned(), value: Some("1".to_owned()), ..EnvVar::default() }]),
-        ports: Some(vec![port("client", CLIENT_PORT), port("peer", PEER_PORT), port("admin", ADMIN_PORT)]),
-        startup_probe: Some(probe("/livez", STARTUP_TRIES)),
-        liveness_probe: Some(probe("/livez", 10)),
-        readiness_probe: Some(probe("/readyz", 2)),
+        ports: Some(ports.into_iter().chain(metrics).collect()),
+        startup_probe: Some(probe(probed, "/livez", STARTUP_TRIES)),
+        liveness_probe: Some(probe(probed, "/livez", 10)),
+        readiness_probe: Some(probe(probed, "/readyz", 2)),
         resources: resources(cluster),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
@@ -247,20 +372,16 @@ fn container(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Container {
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![VolumeMount {
-            name: DATA.to_owned(),
-            mount_path: "/data".to_owned(),
-            ..VolumeMount::default()
-        }]),
+        volume_mounts: Some(mounts(cluster, facts.name)),
         ..Container::default()
     }
 }
 
-fn probe(path: &str, failure_threshold: i32) -> Probe {
+fn probe(port: i32, path: &str, failure_threshold: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
-            port: IntOrString::Int(CLIENT_PORT),
+            port: IntOrString::Int(port),
             scheme: Some("HTTP".to_owned()),
             ..HTTPGetAction::default()
         }),
@@ -291,14 +412,15 @@ fn resources(cluster: &ValidatedCluster) -> Option<ResourceRequirements> {
 /// The member program's flags. A seed founds a cluster of itself; everybody else asks the others for the configuration.
 fn arguments(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Vec<String> {
     let identity = &cluster.identity;
-    let peer = format!("http://{}:{PEER_PORT}", host(identity, facts.name));
-    let client = format!("http://{}:{CLIENT_PORT}", host(identity, facts.name));
+    let (spoken, speak) = (scheme(cluster.tls.peer.mode), scheme(cluster.tls.client.mode));
+    let peer = format!("{spoken}://{}:{PEER_PORT}", host(identity, facts.name));
+    let client = format!("{speak}://{}:{CLIENT_PORT}", host(identity, facts.name));
     let own = format!("{}={peer}", facts.name);
     let (state, first) = match facts.start {
         Some(StartAs::Seed) => ("new", own),
         Some(StartAs::Member) | None => {
             let others = facts.others.iter().filter(|other| *other != facts.name);
-            let others = others.map(|other| format!("{other}=http://{}:{PEER_PORT}", host(identity, other)));
+            let others = others.map(|other| format!("{other}={spoken}://{}:{PEER_PORT}", host(identity, other)));
             ("existing", std::iter::once(own).chain(others).collect::<Vec<_>>().join(","))
         }
     };
@@ -306,8 +428,8 @@ fn arguments(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Vec<String> 
         format!("--name={}", facts.name),
         // Below the mount: the root of a file system may hold things of its own.
         "--data-dir=/data/member".to_owned(),
-        format!("--listen-client-urls=http://0.0.0.0:{CLIENT_PORT}"),
-        format!("--listen-peer-urls=http://0.0.0.0:{PEER_PORT}"),
+        format!("--listen-client-urls={speak}://0.0.0.0:{CLIENT_PORT}"),
+        format!("--listen-peer-urls={spoken}://0.0.0.0:{PEER_PORT}"),
         format!("--listen-admin-urls=http://0.0.0.0:{ADMIN_PORT}"),
         format!("--initial-advertise-peer-urls={peer}"),
         format!("--advertise-client-urls={client}"),
@@ -321,8 +443,9 @@ fn arguments(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Vec<String> 
         arguments.push("--await-activation".to_owned());
     } else {
         // Those named above may all be replaced by the time this pod starts once more; this name leads to whoever is there.
-        arguments.push(format!("--join-urls=http://{}:{PEER_PORT}", peers_host(identity)));
+        arguments.push(format!("--join-urls={spoken}://{}:{PEER_PORT}", peers_host(identity)));
     }
+    arguments.extend(tls_arguments(cluster));
     arguments
 }
 

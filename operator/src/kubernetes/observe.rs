@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource};
-use quorate_api::{ConsistentCluster, names, units};
+use quorate_api::{ConsistentCluster, TlsMode, names, units};
 use quorate_plan::{
     ClusterId, ConfigAt, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence, Readiness,
     RetireReason, Retirement, Running, StartAs, Termination, Volume,
@@ -21,7 +21,7 @@ use quorate_plan::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::objects::ADMIN_PORT;
+use super::objects::{ADMIN_PORT, read_tls_modes};
 use super::request::timed;
 use crate::world::Seen;
 
@@ -70,7 +70,10 @@ pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
         let pod = pods.iter().find(|p| is_controlled_by(&p.metadata, uid));
         let record = member_record(set, pod.map(|p| observed_pod(p, &zones)));
         if let Some(ip) = pod.and_then(pod_ip) {
-            seen.admin_urls.insert(record.name.clone(), format!("http://{}:{ADMIN_PORT}", bracketed(ip)));
+            let spoken = pod.and_then(|p| annotation(&p.metadata, names::ANNOTATION_TLS));
+            let (clients, peers) = read_tls_modes(spoken);
+            let scheme = if clients.max(peers) == TlsMode::Disabled { "http" } else { "https" };
+            seen.admin_urls.insert(record.name.clone(), format!("{scheme}://{}:{ADMIN_PORT}", bracketed(ip)));
         }
         seen.observation.records.push(record);
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use quorate_api::{ConsistentCluster, names, unknown_fields};
+use quorate_api::{ConsistentCluster, TlsMode, names, unknown_fields};
 use quorate_plan::{Identity, Intent, RefusedSpec};
 use serde_json::Value;
 
@@ -54,6 +54,11 @@ fn intent_of(mut cluster: ConsistentCluster, identity: &Identity) -> Intent {
             cluster.metadata.name.unwrap_or_default(),
             identity.name
         );
+        return Intent::Refused(RefusedSpec { identity: identity.clone(), problems: vec![problem] });
+    }
+    let planes = [("client", &cluster.spec.tls.client), ("peer", &cluster.spec.tls.peer)];
+    if let Some((plane, _)) = planes.into_iter().find(|(_, plane)| plane.mode != TlsMode::Disabled) {
+        let problem = format!("spec.tls.{plane}.mode: local mode speaks plain text only; set it to Disabled");
         return Intent::Refused(RefusedSpec { identity: identity.clone(), problems: vec![problem] });
     }
     cluster.metadata.uid = Some(identity.uid.clone());

@@ -420,6 +420,7 @@ impl World {
             volumes: self.disks.values().map(|d| d.volume.clone()).collect(),
             words,
             probe: Some(Probe { age_ms: 0, outcome: serves.then_some(self.raft.commit).ok_or("no leader".to_owned()) }),
+            tls: None,
         }
     }
 

@@ -1,0 +1,499 @@
+//! The Secrets of certificates: reads them, and makes what `quorate_plan::certificates` asks for. Must not decide, and must
+//! not show a key to anybody: not in an error, an Event, the status or a log.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use quorate_api::{TlsMode, names};
+use quorate_plan::certificates::{self, Authorities, Certificate, Change, Held, Holder, InUse, Wallet};
+use quorate_plan::{Identity, TlsWord, ValidatedCluster};
+use quorate_proto::admin::v1::TlsPlane;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+
+use super::objects;
+use super::request::{MANAGER, timed};
+use crate::clock;
+use crate::members::Access;
+use crate::world::Seen;
+
+/// Certificates are valid a little before they are made: clocks differ. In seconds.
+const SKEW_SECONDS: i64 = 60;
+/// Most that clients get to take a new authority, in seconds; a tenth of a certificate's life where that is less.
+const GRACE_SECONDS_MAX: i64 = 3_600;
+/// What is done in one pass follows from what was done before it; more rounds than phases make no sense.
+const ROUNDS_MAX: usize = 3;
+
+/// How long certificates live, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lifetimes {
+    pub leaf: i64,
+    pub authority: i64,
+}
+
+/// Keeps the certificates of all clusters.
+#[derive(Debug)]
+pub(super) struct Desk {
+    lifetimes: Lifetimes,
+    /// What members said last of what they use, by cluster UID and record.
+    heard: Mutex<HashMap<String, BTreeMap<String, Vec<TlsPlane>>>>,
+    /// What the operator shows, and how certificates stood, by cluster UID.
+    kept: Mutex<HashMap<String, Kept>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub word: TlsWord,
+    pub access: Option<Arc<Access>>,
+}
+
+/// Why certificates could not be kept; the words of errors hold nothing secret.
+type Fault = String;
+
+/// What runs of a cluster.
+struct Found {
+    records: Vec<String>,
+    /// Of each record and each pod: what it speaks with clients and with peers.
+    modes: Vec<(TlsMode, TlsMode)>,
+    /// Pods that speak TLS.
+    running: Vec<String>,
+}
+
+impl Desk {
+    pub fn new(lifetimes: Lifetimes) -> Desk {
+        Desk { lifetimes, heard: Mutex::default(), kept: Mutex::default() }
+    }
+
+    /// Makes the modes in `cluster` what members can speak now, and sees to their certificates.
+    ///
+    /// # Errors
+    /// What runs could not be read: nothing may be decided then.
+    pub async fn keep(&self, client: &Client, cluster: &mut ValidatedCluster) -> Result<(), kube::Error> {
+        let uid = cluster.identity.uid.clone();
+        let found = look(client, &cluster.identity).await?;
+        let wanted = cluster.tls.clone();
+        cluster.tls.client.mode =
+            certificates::mode_now(wanted.client.mode, found.modes.iter().map(|(client, _)| *client));
+        cluster.tls.peer.mode = certificates::mode_now(wanted.peer.mode, found.modes.iter().map(|(_, peer)| *peer));
+        if cluster.tls.admin() == TlsMode::Disabled {
+            self.kept.lock().expect("no panic happens while this is written").remove(&uid);
+            return Ok(());
+        }
+        let mut rotated = Vec::new();
+        let secrets = Secrets { client, cluster, lifetimes: self.lifetimes };
+        let outcome = self.work(&secrets, &found, &mut rotated).await;
+        let mut word = TlsWord { fault: None, waits: None, rotated, not_after: None };
+        let before = self.kept(&uid);
+        let mut access = before.and_then(|kept| kept.access);
+        match outcome {
+            Ok((wallet, shown)) => {
+                let held = wallet.held.values().map(|held| held.leaf.not_after).min();
+                word.not_after = held;
+                let moving = wallet.authorities.as_ref().is_some_and(|a| a.next.is_some() || a.previous.is_some());
+                word.waits = match moving {
+                    true => {
+                        Some("a new authority takes over: members and clients are given time to trust it".to_owned())
+                    }
+                    false if cluster.tls != wanted => Some("a mode is on its way, member by member".to_owned()),
+                    false => None,
+                };
+                if access.as_ref().is_none_or(|known| known.sha256 != shown.sha256) {
+                    access = Some(Arc::new(shown));
+                }
+            }
+            Err(fault) => word.fault = Some(fault),
+        }
+        word.fault = word.fault.or_else(|| self.expired(&uid));
+        let mut kept = self.kept.lock().expect("no panic happens while this is written");
+        kept.insert(uid, Kept { word, access });
+        Ok(())
+    }
+
+    pub fn kept(&self, uid: &str) -> Option<Kept> {
+        self.kept.lock().expect("no panic happens while this is read").get(uid).cloned()
+    }
+
+    /// Remembers what members said in a pass.
+    pub fn hear(&self, uid: &str, seen: &Seen) {
+        let mut heard = self.heard.lock().expect("no panic happens while this is written");
+        heard.insert(uid.to_owned(), seen.tls.clone());
+    }
+
+    /// A certificate in use that has ended, whoever issued it.
+    fn expired(&self, uid: &str) -> Option<Fault> {
+        let heard = self.heard.lock().expect("no panic happens while this is read");
+        let now = now_seconds();
+        let of_all = heard.get(uid)?.iter().flat_map(|(record, planes)| planes.iter().map(move |p| (record, p)));
+        let (record, plane) =
+            of_all.filter(|(_, p)| !p.leaf_sha256.is_empty()).find(|(_, plane)| plane.not_after <= now)?;
+        Some(format!(
+            "the {} certificate that {record} uses has expired; see to it that its Secret is renewed",
+            plane.role
+        ))
+    }
+
+    async fn work(
+        &self,
+        secrets: &Secrets<'_>,
+        found: &Found,
+        rotated: &mut Vec<String>,
+    ) -> Result<(Wallet, Access), Fault> {
+        let holders: Vec<Holder> =
+            found.records.iter().cloned().map(Holder::Member).chain([Holder::Admin, Holder::Client]).collect();
+        for _ in 0..ROUNDS_MAX {
+            let wallet = secrets.wallet(&holders, self.in_use(secrets.cluster, found)).await?;
+            let grace = (secrets.lifetimes.leaf / 10).min(GRACE_SECONDS_MAX);
+            let changes = certificates::changes(&wallet, &holders, now_seconds(), grace);
+            if changes.is_empty() || secrets.cluster.paused {
+                let access = secrets.access().await?;
+                return Ok((wallet, access));
+            }
+            for change in &changes {
+                secrets.carry_out(change).await?;
+                rotated.extend(told(change, &wallet));
+            }
+        }
+        Err("certificates change again and again; look at the Secrets of this cluster".to_owned())
+    }
+
+    /// Of each pod that speaks TLS, what it said it uses of ours.
+    fn in_use(&self, cluster: &ValidatedCluster, found: &Found) -> BTreeMap<String, Option<InUse>> {
+        let heard = self.heard.lock().expect("no panic happens while this is read");
+        let said = heard.get(&cluster.identity.uid);
+        let ours = |plane: &&TlsPlane| match plane.role.as_str() {
+            "client" => cluster.tls.client.secret.is_none(),
+            "peer" => cluster.tls.peer.secret.is_none(),
+            _ => true,
+        };
+        let of = |record: &String| {
+            let planes = said?.get(record)?.iter().filter(|p| !p.leaf_sha256.is_empty()).filter(ours);
+            let (leaf_sha256s, trust_sha256s) = planes.map(|p| (p.leaf_sha256.clone(), p.trust_sha256.clone())).unzip();
+            Some(InUse { leaf_sha256s, trust_sha256s })
+        };
+        found.running.iter().map(|record| (record.clone(), of(record))).collect()
+    }
+}
+
+fn told(change: &Change, before: &Wallet) -> Option<String> {
+    match change {
+        Change::Issue(holder) if before.held.contains_key(holder) => {
+            let whose = match holder {
+                Holder::Member(name) => name.clone(),
+                Holder::Admin => "the operator".to_owned(),
+                Holder::Client => "clients".to_owned(),
+            };
+            Some(format!("{whose}: a new certificate"))
+        }
+        Change::TrustNext => Some("a new authority is trusted beside the old one".to_owned()),
+        Change::IssueByNext => Some("the new authority issues certificates from now on".to_owned()),
+        Change::DropPrevious => Some("the old authority is trusted no more".to_owned()),
+        Change::CreateAuthority | Change::Issue(_) | Change::Trust(_) => None,
+    }
+}
+
+fn now_seconds() -> i64 {
+    i64::try_from(clock::now_ms() / 1_000).unwrap_or(i64::MAX)
+}
+
+async fn look(client: &Client, identity: &Identity) -> Result<Found, kube::Error> {
+    let ours = ListParams::default().labels(&names::selector(&identity.uid));
+    let (sets, pods) = (
+        Api::<StatefulSet>::namespaced(client.clone(), &identity.namespace),
+        Api::<Pod>::namespaced(client.clone(), &identity.namespace),
+    );
+    let (sets, pods) = tokio::try_join!(timed(sets.list(&ours)), timed(pods.list(&ours)))?;
+    let modes_of = |annotations: Option<&BTreeMap<String, String>>| {
+        objects::read_tls_modes(annotations.and_then(|a| a.get(names::ANNOTATION_TLS)).map(String::as_str))
+    };
+    let mut found = Found { records: Vec::new(), modes: Vec::new(), running: Vec::new() };
+    for set in sets {
+        let spec = set.spec.as_ref();
+        // What never ran speaks nothing.
+        if spec.and_then(|s| s.replicas) != Some(0) {
+            found.modes.push(modes_of(spec.and_then(|s| s.template.metadata.as_ref()?.annotations.as_ref())));
+        }
+        found.records.push(set.name_any());
+    }
+    for pod in pods {
+        let modes = modes_of(pod.metadata.annotations.as_ref());
+        found.modes.push(modes);
+        let is_running = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+        if let Some(record) = pod.labels().get(names::LABEL_MEMBER)
+            && is_running
+            && modes != (TlsMode::Disabled, TlsMode::Disabled)
+        {
+            found.running.push(record.clone());
+        }
+    }
+    Ok(found)
+}
+
+/// One cluster's Secrets.
+struct Secrets<'a> {
+    client: &'a Client,
+    cluster: &'a ValidatedCluster,
+    lifetimes: Lifetimes,
+}
+
+/// Names of the entries. A member's two certificates are for its peers, and for clients and the operator.
+const CA: &str = "ca.crt";
+const PEER: &str = "peer";
+const SERVER: &str = "server";
+/// As in Secrets of type kubernetes.io/tls.
+const LEAF: &str = "tls";
+const ISSUER: &str = "issuer";
+const NEXT: &str = "next";
+const PREVIOUS: &str = "previous";
+/// Annotation: the digest of the authority that issued what the Secret holds.
+const ANNOTATION_ISSUER: &str = "quorate.dev/issuer";
+
+type Data = BTreeMap<String, ByteString>;
+
+impl Secrets<'_> {
+    fn api(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.cluster.identity.namespace)
+    }
+
+    fn name_of(&self, holder: &Holder) -> String {
+        match holder {
+            Holder::Member(record) => names::member_secret(record),
+            Holder::Admin => names::admin_secret(&self.cluster.identity.name),
+            Holder::Client => names::client_secret(&self.cluster.identity.name),
+        }
+    }
+
+    /// A Secret of this cluster; one that somebody else made under its name is a fault.
+    async fn read(&self, name: &str) -> Result<Option<Secret>, Fault> {
+        let found = timed(self.api().get_opt(name)).await.map_err(|error| format!("Secret {name}: {error}"))?;
+        let Some(secret) = found else { return Ok(None) };
+        let is_ours = secret.metadata.owner_references.iter().flatten().any(|o| o.uid == self.cluster.identity.uid);
+        if is_ours {
+            Ok(Some(secret))
+        } else {
+            Err(format!("Secret {name} exists and is not of this cluster; delete it"))
+        }
+    }
+
+    async fn write(&self, name: &str, before: Option<Secret>, data: Data, issuer: Option<&str>) -> Result<(), Fault> {
+        let mut metadata = objects::owned_meta(&self.cluster.identity, name.to_owned());
+        if let Some(issuer) = issuer {
+            metadata.annotations = Some(BTreeMap::from([(ANNOTATION_ISSUER.to_owned(), issuer.to_owned())]));
+        }
+        let posted = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        let secret = Secret { metadata, data: Some(data), type_: Some("Opaque".to_owned()), ..Secret::default() };
+        let written = match before {
+            None => timed(self.api().create(&posted, &secret)).await,
+            Some(old) => {
+                let mut secret = secret;
+                secret.metadata.resource_version = old.metadata.resource_version;
+                timed(self.api().replace(name, &posted, &secret)).await
+            }
+        };
+        written.map(drop).map_err(|error| format!("Secret {name}: {error}"))
+    }
+
+    async fn wallet(&self, holders: &[Holder], running: BTreeMap<String, Option<InUse>>) -> Result<Wallet, Fault> {
+        let name = names::authority_secret(&self.cluster.identity.name);
+        let authorities = match self.read(&name).await? {
+            None => None,
+            Some(secret) => Some(authorities(&secret.data.unwrap_or_default()).ok_or_else(|| {
+                format!(
+                    "Secret {name} holds no authority that can be read; restore it, or delete it for a new authority"
+                )
+            })?),
+        };
+        let mut held = BTreeMap::new();
+        for holder in holders {
+            if let Some(what) = self.read(&self.name_of(holder)).await?.and_then(|secret| held_in(&secret)) {
+                held.insert(holder.clone(), what);
+            }
+        }
+        Ok(Wallet { authorities, held, running })
+    }
+
+    async fn access(&self) -> Result<Access, Fault> {
+        let name = self.name_of(&Holder::Admin);
+        let data = self.read(&name).await?.and_then(|secret| secret.data).unwrap_or_default();
+        let entry =
+            |key: &str| data.get(key).map(|bytes| bytes.0.clone()).ok_or_else(|| format!("Secret {name} has no {key}"));
+        Ok(Access::new(entry(CA)?, entry(&crt(LEAF))?, entry(&key(LEAF))?))
+    }
+
+    async fn carry_out(&self, change: &Change) -> Result<(), Fault> {
+        let authority = names::authority_secret(&self.cluster.identity.name);
+        let before = self.read(&authority).await?;
+        let mut data = before.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
+        match change {
+            Change::CreateAuthority => self.put_authority(&mut data, ISSUER)?,
+            Change::TrustNext => self.put_authority(&mut data, NEXT)?,
+            Change::IssueByNext => {
+                let old = data.remove(&crt(ISSUER)).ok_or("there is no authority to follow")?;
+                data.insert(crt(PREVIOUS), old);
+                for part in [crt, key] {
+                    let next = data.remove(&part(NEXT)).ok_or("there is no next authority")?;
+                    data.insert(part(ISSUER), next);
+                }
+            }
+            Change::DropPrevious => drop(data.remove(&crt(PREVIOUS))),
+            Change::Issue(holder) => return self.issue(holder, &data).await,
+            Change::Trust(holder) => {
+                let name = self.name_of(holder);
+                let old = self.read(&name).await?.ok_or_else(|| format!("Secret {name} is gone"))?;
+                let issuer = old.annotations().get(ANNOTATION_ISSUER).cloned();
+                let mut given = old.data.clone().unwrap_or_default();
+                given.insert(CA.to_owned(), ByteString(bundle(&data)));
+                return self.write(&name, Some(old), given, issuer.as_deref()).await;
+            }
+        }
+        self.write(&authority, before, data, None).await
+    }
+
+    fn put_authority(&self, data: &mut Data, name: &str) -> Result<(), Fault> {
+        let mut params = CertificateParams::default();
+        let now = now_seconds();
+        params.distinguished_name.push(DnType::CommonName, format!("quorate {} {now}", self.cluster.identity.name));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        (params.not_before, params.not_after) = validity(now, self.lifetimes.authority, i64::MAX)?;
+        let pair = KeyPair::generate().map_err(|error| format!("no key could be made: {error}"))?;
+        let made = params.self_signed(&pair).map_err(|error| format!("no authority could be made: {error}"))?;
+        data.insert(crt(name), ByteString(made.pem().into_bytes()));
+        data.insert(key(name), ByteString(pair.serialize_pem().into_bytes()));
+        Ok(())
+    }
+
+    async fn issue(&self, holder: &Holder, authority: &Data) -> Result<(), Fault> {
+        let by = certificate(authority.get(&crt(ISSUER)).ok_or("there is no authority")?)
+            .ok_or("the authority cannot be read")?;
+        let text = |entry: String| {
+            let bytes = authority.get(&entry).ok_or_else(|| format!("the authority has no {entry}"))?;
+            String::from_utf8(bytes.0.clone()).map_err(|_| format!("the authority's {entry} is not PEM"))
+        };
+        let pair = KeyPair::from_pem(&text(key(ISSUER))?).map_err(|_| "the authority's key cannot be read")?;
+        let issuer = Issuer::from_ca_cert_pem(&text(crt(ISSUER))?, pair).map_err(|_| "the authority cannot be read")?;
+        let mut data = Data::from([(CA.to_owned(), ByteString(bundle(authority)))]);
+        let leaves: Vec<(&str, &str)> = match holder {
+            Holder::Member(_) => vec![(PEER, "peer"), (SERVER, "server")],
+            Holder::Admin => vec![(LEAF, "admin")],
+            Holder::Client => vec![(LEAF, "client")],
+        };
+        for (entry, role) in leaves {
+            let params = self.leaf(holder, role, by.not_after)?;
+            let pair = KeyPair::generate().map_err(|error| format!("no key could be made: {error}"))?;
+            let made =
+                params.signed_by(&pair, &issuer).map_err(|error| format!("no certificate could be made: {error}"))?;
+            data.insert(crt(entry), ByteString(made.pem().into_bytes()));
+            data.insert(key(entry), ByteString(pair.serialize_pem().into_bytes()));
+        }
+        let name = self.name_of(holder);
+        let before = self.read(&name).await?;
+        self.write(&name, before, data, Some(&by.sha256)).await
+    }
+
+    fn leaf(&self, holder: &Holder, role: &str, end: i64) -> Result<CertificateParams, Fault> {
+        let identity = &self.cluster.identity;
+        let names = match holder {
+            Holder::Member(record) => objects::certificate_names(identity, record),
+            Holder::Admin | Holder::Client => Vec::new(),
+        };
+        let invalid = |error| format!("a name that no certificate can have: {error}");
+        let mut params = CertificateParams::new(names).map_err(invalid)?;
+        params.distinguished_name.push(DnType::CommonName, role);
+        let uri = format!("quorate://{}/{role}", identity.uid);
+        params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(invalid)?));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = match role {
+            "peer" => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            "server" => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            _ => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        (params.not_before, params.not_after) = validity(now_seconds(), self.lifetimes.leaf, end)?;
+        Ok(params)
+    }
+}
+
+fn validity(now: i64, lifetime: i64, end: i64) -> Result<(time::OffsetDateTime, time::OffsetDateTime), Fault> {
+    let at = |seconds| time::OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| "a lifetime beyond all dates");
+    Ok((at(now - SKEW_SECONDS.min(lifetime / 10))?, at(now.saturating_add(lifetime).min(end))?))
+}
+
+fn crt(name: &str) -> String {
+    format!("{name}.crt")
+}
+
+fn key(name: &str) -> String {
+    format!("{name}.key")
+}
+
+/// All authorities that are trusted, in the order that `Authorities` has.
+fn bundle(authority: &Data) -> Vec<u8> {
+    [ISSUER, NEXT, PREVIOUS].iter().filter_map(|name| authority.get(&crt(name))).flat_map(|pem| pem.0.clone()).collect()
+}
+
+fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    parts.into_iter().for_each(|part| context.update(part));
+    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The certificates of a PEM text, as DER.
+fn ders(pem: &[u8]) -> Vec<Vec<u8>> {
+    let all = x509_parser::pem::Pem::iter_from_buffer(pem).filter_map(Result::ok);
+    all.filter(|one| one.label == "CERTIFICATE").map(|one| one.contents).collect()
+}
+
+/// As members tell it: see `trust_sha256` of `TlsPlane`.
+fn trust_sha256(pem: &[u8]) -> String {
+    let all = ders(pem);
+    sha256(all.iter().map(Vec::as_slice))
+}
+
+fn certificate(pem: &ByteString) -> Option<Certificate> {
+    let der = ders(&pem.0).into_iter().next()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
+    let validity = parsed.validity();
+    Some(Certificate {
+        sha256: sha256([der.as_slice()]),
+        not_before: validity.not_before.timestamp(),
+        not_after: validity.not_after.timestamp(),
+    })
+}
+
+fn authorities(data: &Data) -> Option<Authorities> {
+    let one = |name: &str| data.get(&crt(name)).map(certificate);
+    data.get(&key(ISSUER))?;
+    Some(Authorities {
+        issuer: one(ISSUER)??,
+        next: match one(NEXT) {
+            Some(next) => Some(next?),
+            None => None,
+        },
+        previous: match one(PREVIOUS) {
+            Some(previous) => Some(previous?),
+            None => None,
+        },
+        trust_sha256: trust_sha256(&bundle(data)),
+    })
+}
+
+/// What a Secret of a holder has; nothing when it is not whole.
+fn held_in(secret: &Secret) -> Option<Held> {
+    let data = secret.data.as_ref()?;
+    let entries: &[&str] = if data.contains_key(&crt(LEAF)) { &[LEAF] } else { &[PEER, SERVER] };
+    let leaves: Option<Vec<Certificate>> =
+        entries.iter().map(|entry| data.get(&key(entry)).and_then(|_| certificate(data.get(&crt(entry))?))).collect();
+    let leaves = leaves?;
+    Some(Held {
+        leaf_sha256s: leaves.iter().map(|leaf| leaf.sha256.clone()).collect::<BTreeSet<_>>(),
+        leaf: leaves.into_iter().min_by_key(|leaf| leaf.not_after)?,
+        issuer_sha256: secret.annotations().get(ANNOTATION_ISSUER).cloned().unwrap_or_default(),
+        trust_sha256: trust_sha256(&data.get(CA)?.0),
+    })
+}
