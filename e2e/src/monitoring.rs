@@ -138,7 +138,7 @@ async fn dashboards(args: &MonitoringArgs, prometheus: &Prometheus) -> Result<St
         collect(&board, "expr", &mut queries);
         let variables = board["templating"]["list"].as_array().into_iter().flatten();
         // `label_values(metric, label)` asks for the metric.
-        let asked = variables.filter_map(|v| Some(v["definition"].as_str()?.strip_prefix("label_values(")?));
+        let asked = variables.filter_map(|v| v["definition"].as_str()?.strip_prefix("label_values("));
         queries.extend(asked.filter_map(|text| Some(text.rsplit_once(',')?.0.to_owned())));
     }
     ensure!(queries.len() > 20, "only {} queries were found", queries.len());

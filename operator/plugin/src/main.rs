@@ -178,7 +178,9 @@ async fn edited(connection: &Connection, name: &str, manifest: &Value) -> Result
     let params = PatchParams { dry_run: true, force: true, ..PatchParams::apply(wait::MANAGER) };
     let dry = api.patch(name, &params, &Patch::Apply(manifest)).await;
     let edited = dry.map_err(|e| explain(&e, "apply the file, not even as a dry run"))?;
-    let old = live.map_or(Value::Null, |c| serde_json::to_value(c.spec).unwrap_or_default());
-    let changed = changes(&old, &serde_json::to_value(&edited.spec)?);
+    let changed = match live {
+        Some(live) => changes(&serde_json::to_value(live.spec)?, &serde_json::to_value(&edited.spec)?),
+        None => vec![format!("{name} is made anew")],
+    };
     Ok((edited, changed))
 }

@@ -26,7 +26,8 @@ pub async fn observed(connection: &Connection, intent: &Intent) -> Result<Seen> 
     let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.namespace);
     for (record, url) in &mut seen.admin_urls {
         let local = forward(pods.clone(), names::pod(record)).await?;
-        *url = format!("http://{local}");
+        let scheme = url.split("://").next().unwrap_or("http");
+        *url = format!("{scheme}://{local}");
     }
     Members::default().ask(&mut seen).await;
     Ok(seen)

@@ -1,5 +1,7 @@
 //! What requests become, what is refused at once, and when they count as done.
 
+#![allow(clippy::unwrap_used, reason = "a file or an answer that is not there is a failed test")]
+
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::Pod;
 use quorate_api::{ConsistentCluster, Requests};

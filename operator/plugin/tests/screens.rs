@@ -1,5 +1,7 @@
 //! What a person sees in each situation. Golden: `UPDATE=1 cargo test -p quorate-kubectl --test screens` rewrites the texts.
 
+#![allow(clippy::unwrap_used, reason = "a file or an answer that is not there is a failed test")]
+
 use std::path::PathBuf;
 
 use quorate_api::ConsistentCluster;
