@@ -148,6 +148,7 @@ fn blocked_note(before: &ConsistentClusterStatus, pass: &Pass) -> Option<Note> {
     let reason = match blocked {
         Blocked::InvalidSpec { .. } => "InvalidSpec",
         Blocked::CanaryFailed { .. } => "UpgradePaused",
+        Blocked::ApprovalNeeded { .. } => "ApprovalNeeded",
         Blocked::Paused { .. }
         | Blocked::BootstrapRefused { .. }
         | Blocked::QuorumLost { .. }

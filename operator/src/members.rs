@@ -329,6 +329,8 @@ fn member_word(answer: wire::StatusResponse, record: &MemberRecord, pod_uid: Str
         ready: answer.ready,
         not_ready_reason: answer.not_ready_reason,
         fault: answer.fault,
+        disk_low: answer.disk_low,
+        rot_open: answer.rot_open,
     })
 }
 

@@ -11,12 +11,13 @@ pub mod units;
 
 pub use requests::{Requests, Transfer};
 pub use spec::{
-    ConsistentCluster, ConsistentClusterSpec, Disruption, Keep, OperatorIssued, PodDisruptionBudget, ResourceAmounts,
-    Resources, SecretRef, Storage, Timing, TimingProfile, Tls, TlsMode, TlsPlane,
+    Approval, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Disruption, Keep, OperatorIssued,
+    PodAntiAffinity, PodDisruptionBudget, ResourceAmounts, Resources, SecretRef, Storage, Timing, TimingProfile, Tls,
+    TlsMode, TlsPlane, Topology,
 };
 pub use status::{
     Condition, ConditionStatus, ConsistentClusterStatus, FailoverStatus, LeaderStatus, MemberStatus, MembershipStatus,
-    OperationStatus, PlannedStepStatus, QuorumStatus, RaftStatus, status_differs,
+    OperationStatus, PlannedStepStatus, QuorumStatus, RaftStatus, SurvivesStatus, status_differs,
 };
 
 use kube::CustomResourceExt;

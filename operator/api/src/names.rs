@@ -32,6 +32,8 @@ pub const ANNOTATION_OBJECTS_HASH: &str = "quorate.dev/objects-hash";
 
 /// Annotation on pods: what they speak with clients and with each other, such as `Required/Preferred`.
 pub const ANNOTATION_TLS: &str = "quorate.dev/tls";
+/// Annotation on the ConsistentCluster: `status.planHash` of the plan a person allows.
+pub const ANNOTATION_APPROVE: &str = "quorate.dev/approve";
 
 /// Finalizer on records: a member leaves the configuration before its record goes.
 pub const FINALIZER_LEAVE: &str = "quorate.dev/leave-before-delete";

@@ -64,12 +64,21 @@ pub struct ConsistentClusterSpec {
     /// Blocks every change but deletion. Members keep running.
     #[serde(default)]
     pub paused: bool,
+    /// Which steps wait for a person, who allows them with the annotation quorate.dev/approve=<status.planHash>.
+    #[serde(default)]
+    pub approval: Approval,
+    /// How long one step may take before the condition Stalled calls for a person, such as 10m.
+    #[serde(default = "default_progress_deadline")]
+    #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]{0,5}(s|m|h)$"))]
+    pub progress_deadline: String,
     #[serde(default)]
     pub storage: Storage,
     #[serde(default)]
     pub timing: Timing,
     #[serde(default)]
     pub resources: Resources,
+    #[serde(default)]
+    pub topology: Topology,
     #[serde(default)]
     pub disruption: Disruption,
     #[serde(default)]
@@ -82,9 +91,12 @@ impl Default for ConsistentClusterSpec {
             replicas: default_replicas(),
             image: default_image(),
             paused: false,
+            approval: Approval::default(),
+            progress_deadline: default_progress_deadline(),
             storage: Storage::default(),
             timing: Timing::default(),
             resources: Resources::default(),
+            topology: Topology::default(),
             disruption: Disruption::default(),
             tls: Tls::default(),
         }
@@ -97,28 +109,63 @@ fn default_replicas() -> i32 {
 fn default_image() -> String {
     DEFAULT_IMAGE.to_owned()
 }
+fn default_progress_deadline() -> String {
+    "10m".to_owned()
+}
 fn default_size() -> String {
     DEFAULT_SIZE.to_owned()
+}
+
+/// Which steps wait for a person.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Approval {
+    #[default]
+    Automatic,
+    /// What stops a voter that is well, or takes it out: rolls, moves of leadership, scaling in. Repairs go on.
+    Disruptive,
+    /// Whatever begins something. What was begun is brought to its end.
+    Manual,
+}
+
+/// Where members run.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Topology {
+    /// Whether two members may share a node. Zones are always spread over as evenly as there is room.
+    #[serde(default)]
+    pub pod_anti_affinity: PodAntiAffinity,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PodAntiAffinity {
+    /// Apart where there is room.
+    #[default]
+    Preferred,
+    /// Apart, or not at all.
+    Required,
 }
 
 /// Where members keep their data.
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)")
-        .message("spec.storage.storageClassName cannot change, volumes do not move; set it back, or make a new cluster")
+    validation = Rule::new("(has(self.changePolicy) && self.changePolicy == 'Replace') || (has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName))")
+        .message("spec.storage.storageClassName cannot change while changePolicy is Expand, volumes do not move; set it back, or set changePolicy to Replace"),
+    validation = Rule::new("(has(self.changePolicy) && self.changePolicy == 'Replace') || quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0")
+        .message("spec.storage.size cannot shrink while changePolicy is Expand, volumes only grow; set it back to the old size or a larger one, or set changePolicy to Replace")
 )]
 pub struct Storage {
     /// Size of each member's volume. May grow, where the storage class lets volumes grow.
     #[serde(default = "default_size")]
     #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]{0,14}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
-        .message("spec.storage.size cannot shrink, volumes only grow; set it back to the old size or a larger one"))]
     pub size: String,
     /// Storage class of the volumes; the cluster's default class when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
+    /// What may be done to reach another size or class. Growing is always done in place.
+    #[serde(default)]
+    pub change_policy: ChangePolicy,
     /// What happens to the volumes when the ConsistentCluster is deleted.
     #[serde(default = "Keep::retain")]
     pub on_cluster_delete: Keep,
@@ -132,10 +179,20 @@ impl Default for Storage {
         Storage {
             size: default_size(),
             storage_class_name: None,
+            change_policy: ChangePolicy::default(),
             on_cluster_delete: Keep::Retain,
             removed_member: Keep::Delete,
         }
     }
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChangePolicy {
+    /// Volumes grow.
+    #[default]
+    Expand,
+    /// A smaller size or another class is reached member by member: a new one with a new volume, then one swap, leader last.
+    Replace,
 }
 
 /// The fate of a volume nobody uses any more.

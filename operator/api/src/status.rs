@@ -44,6 +44,9 @@ pub struct ConsistentClusterStatus {
     /// What the operator is doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationStatus>,
+    /// Names the plan that waits for approval, or that was approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<String>,
     /// What it will do, in order, and what each step waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -103,6 +106,18 @@ pub struct QuorumStatus {
     pub caught_up: i32,
     /// Voters that may fail now without losing service.
     pub tolerates: i32,
+    /// Whole domains that may fail now, any one of them, without losing service; absent where places are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub survives: Option<SurvivesStatus>,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct SurvivesStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<bool>,
 }
 
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
@@ -126,6 +141,9 @@ pub struct OperationStatus {
     pub step: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<String>,
+    /// When this step became the next one; spec.progressDeadline counts from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
 }
 
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
@@ -157,6 +175,9 @@ pub struct MemberStatus {
     /// Entries the leader has and this member has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub match_lag: Option<i64>,
+    /// Zone of the node it runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Who said so. Direct: the member itself; Leader: only the leader knows of it; None: nobody.
     pub source: String,
 }

@@ -1,7 +1,7 @@
 //! The CRD's rules refuse what they should, with a message that names the field and the remedy, and nothing else.
 
 use kube::core::cel::{validate_cel, validate_cel_update};
-use quorate_api::{ConsistentCluster, ConsistentClusterSpec, Timing, TimingProfile};
+use quorate_api::{ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Timing, TimingProfile};
 
 fn cluster(name: &str, change: impl FnOnce(&mut ConsistentClusterSpec)) -> ConsistentCluster {
     let mut spec = ConsistentClusterSpec::default();
@@ -70,6 +70,12 @@ fn volumes_grow_and_never_shrink_or_move() {
     for (old, new) in [(Some("fast"), Some("slow")), (None, Some("fast")), (Some("fast"), None)] {
         update_refused(&classed(old), &classed(new), &["storageClassName", "cannot change"]);
     }
+    let replace = |mut cluster: ConsistentCluster| {
+        cluster.spec.storage.change_policy = ChangePolicy::Replace;
+        cluster
+    };
+    validate_cel_update(&replace(sized("1Gi")), &sized("2Gi")).expect("shrinking by replacement is accepted");
+    validate_cel_update(&replace(classed(Some("fast"))), &classed(Some("slow"))).expect("and so is another class");
 }
 
 #[test]

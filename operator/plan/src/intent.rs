@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use quorate_api::names;
 use quorate_api::spec::{NAME_BYTES_MAX, REPLICAS_MAX, REPLICAS_MIN};
 use quorate_api::{
-    ConsistentCluster, ConsistentClusterSpec, Keep, PodDisruptionBudget, Requests, ResourceAmounts, TimingProfile,
-    TlsMode, TlsPlane, units,
+    Approval, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Keep, PodAntiAffinity, PodDisruptionBudget,
+    Requests, ResourceAmounts, TimingProfile, TlsMode, TlsPlane, units,
 };
 
 /// What is to be done about one ConsistentCluster.
@@ -65,6 +65,11 @@ pub struct ValidatedCluster {
     pub replicas: usize,
     pub image: String,
     pub paused: bool,
+    pub approval: Approval,
+    /// The plan a person allowed, by its hash.
+    pub approved: Option<String>,
+    pub progress_deadline_ms: u64,
+    pub apart: PodAntiAffinity,
     pub storage: StorageIntent,
     pub timing: TimingIntent,
     pub requests: ResourceAmounts,
@@ -107,6 +112,7 @@ pub struct StorageIntent {
     /// As written, for the claim.
     pub size: String,
     pub class: Option<String>,
+    pub change: ChangePolicy,
     pub on_cluster_delete: Keep,
     pub removed_member: Keep,
 }
@@ -145,8 +151,9 @@ impl Intent {
             });
         }
         let asked = Requests::of(meta.annotations.as_ref());
+        let approved = meta.annotations.as_ref().and_then(|a| a.get(names::ANNOTATION_APPROVE)).cloned();
         validate(identity, &cluster.spec)
-            .map_or_else(Intent::Refused, |cluster| Intent::Run(ValidatedCluster { asked, ..cluster }))
+            .map_or_else(Intent::Refused, |cluster| Intent::Run(ValidatedCluster { asked, approved, ..cluster }))
     }
 
     pub fn identity(&self) -> &Identity {
@@ -161,10 +168,15 @@ impl Intent {
 impl ValidatedCluster {
     /// Hash of everything that changes a member's pod: image, timing, resources. Labels, budgets and sizes restart nothing.
     pub fn template_hash(&self) -> String {
+        let apart = match self.apart {
+            // Spelt as before there was a choice: nobody is restarted for the sake of a default.
+            PodAntiAffinity::Preferred => "template/1",
+            PodAntiAffinity::Required => "template/1/apart",
+        };
         let heartbeat_ms = self.timing.heartbeat_ms.to_string();
         let election_ms = self.timing.election_ms.to_string();
         let (requests, limits) = (amounts(&self.requests), amounts(&self.limits));
-        let mut parts = vec!["template/1", &self.image, &heartbeat_ms, &election_ms, &requests, &limits];
+        let mut parts = vec![apart, &self.image, &heartbeat_ms, &election_ms, &requests, &limits];
         let tls = self.tls.shown();
         // Members that never heard of TLS are not restarted for it.
         if self.tls.admin() != TlsMode::Disabled {
@@ -176,6 +188,12 @@ impl ValidatedCluster {
     /// Hash of what the shared objects (Services) are rendered from. The budget is not among them: see `SetBudget`.
     pub fn objects_hash(&self) -> String {
         hash(&["objects/1", &self.identity.name, &self.identity.uid, &self.identity.incarnation.to_string()])
+    }
+
+    /// Names one intended change, so that a person can allow it: the edit, what is done about it, and to whom if it is a
+    /// replacement, which comes without an edit.
+    pub fn plan_hash(&self, operation: &str, member: &str) -> String {
+        hash(&["plan/1", &self.identity.uid, &self.identity.generation.to_string(), operation, member])
     }
 
     pub fn quorum(&self) -> usize {
@@ -202,7 +220,19 @@ fn hash(parts: &[&str]) -> String {
 /// Every problem of the spec at once, each naming field, value and remedy.
 pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<ValidatedCluster, RefusedSpec> {
     // Without `..`: a new field is validated or does not compile.
-    let ConsistentClusterSpec { replicas, image, paused, storage, timing, resources, disruption, tls } = spec;
+    let ConsistentClusterSpec {
+        replicas,
+        image,
+        paused,
+        approval,
+        progress_deadline,
+        storage,
+        timing,
+        resources,
+        topology,
+        disruption,
+        tls,
+    } = spec;
     let mut problems = Vec::new();
     check_name(&identity.name, &mut problems);
     let voters = usize::try_from(*replicas).unwrap_or_default();
@@ -214,6 +244,10 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
     }
     let size_bytes = units::size_bytes(&storage.size).filter(|bytes| *bytes > 0).unwrap_or_else(|| {
         problems.push(format!("spec.storage.size is {:?}; write a size such as 20Gi", storage.size));
+        0
+    });
+    let progress_deadline_ms = units::period_ms(progress_deadline).filter(|ms| *ms > 0).unwrap_or_else(|| {
+        problems.push(format!("spec.progressDeadline is {progress_deadline:?}; write a time such as 10m"));
         0
     });
     let timing = check_timing(timing, &mut problems);
@@ -232,10 +266,15 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         replicas: voters,
         image: image.clone(),
         paused: *paused,
+        approval: *approval,
+        approved: None,
+        progress_deadline_ms,
+        apart: topology.pod_anti_affinity,
         storage: StorageIntent {
             size_bytes,
             size: storage.size.clone(),
             class: storage.storage_class_name.clone(),
+            change: storage.change_policy,
             on_cluster_delete: storage.on_cluster_delete,
             removed_member: storage.removed_member,
         },

@@ -9,6 +9,7 @@
 //! now, seed ────────────┘
 //! ```
 
+mod approval;
 mod bootstrap;
 pub mod certificates;
 mod delete;
@@ -24,6 +25,7 @@ mod roll;
 mod sleep;
 mod status;
 pub mod step;
+pub mod topology;
 pub mod view;
 
 pub use delete::STOP_WAIT_MS;

@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 
-use quorate_api::{Keep, names};
+use quorate_api::{ChangePolicy, Keep, names};
 
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{Deletion, MemberId, MemberRecord, MemberWord, RetireReason, Running, StartAs, Termination};
@@ -133,6 +133,26 @@ fn replace_asked(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
     let record = pass.records().into_iter().find(asked)?;
     pass.operate(Operation::ReplaceMember, Some(&record.name));
     act(mark(record, leader, RetireReason::Requested))
+}
+
+/// Volumes that are larger than wanted, or of another class, are left by replacing their members: one at a time, leader last.
+pub(crate) fn move_volumes(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
+    let storage = &pass.cluster.storage;
+    if storage.change != ChangePolicy::Replace {
+        return None;
+    }
+    if pass.view.records.values().any(|r| r.retirement.is_some()) && !is_planted(Mutant::MoveAllAtOnce) {
+        return None;
+    }
+    let is_wrong = |r: &&MemberRecord| {
+        let volume = pass.view.volume(r);
+        volume
+            .is_some_and(|v| v.size_bytes > storage.size_bytes || (storage.class.is_some() && v.class != storage.class))
+    };
+    let rank = |r: &&MemberRecord| (r.member_id == Some(leader.id()), r.name.clone());
+    let record = pass.keepers(leader).into_iter().filter(is_wrong).min_by_key(rank)?;
+    pass.operate(Operation::ReplaceMember, Some(&record.name));
+    act(mark(record, leader, RetireReason::VolumeChange))
 }
 
 fn mark(record: &MemberRecord, leader: Leader<'_>, reason: RetireReason) -> Step {

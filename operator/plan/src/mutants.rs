@@ -45,10 +45,14 @@ pub enum Mutant {
     StopLeaderFirst,
     /// Wakes a cluster without the members that were about to leave it.
     WakeWithoutLeavers,
+    /// Takes a step that was to wait for a person.
+    IgnoreApproval,
+    /// Leaves every volume of the wrong size or class at once.
+    MoveAllAtOnce,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 21] = [
+    pub const ALL: [Mutant; 23] = [
         Mutant::NoMarginBeforeRestart,
         Mutant::NoMarginBeforeRemoval,
         Mutant::PromoteWithoutCatchUp,
@@ -70,6 +74,8 @@ impl Mutant {
         Mutant::StartFenced,
         Mutant::StopLeaderFirst,
         Mutant::WakeWithoutLeavers,
+        Mutant::IgnoreApproval,
+        Mutant::MoveAllAtOnce,
     ];
 }
 

@@ -162,16 +162,19 @@ pub enum RetireReason {
     RemovedByHand,
     /// Somebody asked for another member in its place.
     Requested,
+    /// Its volume is larger than wanted, or of another class.
+    VolumeChange,
 }
 
 impl RetireReason {
-    pub const ALL: [RetireReason; 6] = [
+    pub const ALL: [RetireReason; 7] = [
         RetireReason::ScaleIn,
         RetireReason::Abandoned,
         RetireReason::Lost,
         RetireReason::RecordDeleted,
         RetireReason::RemovedByHand,
         RetireReason::Requested,
+        RetireReason::VolumeChange,
     ];
 
     /// As written in the annotation.
@@ -183,6 +186,7 @@ impl RetireReason {
             RetireReason::RecordDeleted => "RecordDeleted",
             RetireReason::RemovedByHand => "RemovedByHand",
             RetireReason::Requested => "Requested",
+            RetireReason::VolumeChange => "VolumeChange",
         }
     }
 
@@ -244,6 +248,8 @@ pub struct Volume {
     pub record_uid: String,
     /// What the claim asks for, not what it got: growing is asked for once. A world without sizes says what is wanted.
     pub size_bytes: u64,
+    /// Storage class of the claim; absent where there is none.
+    pub class: Option<String>,
     pub deletion: Deletion,
 }
 
@@ -291,6 +297,10 @@ pub struct MemberWord {
     pub not_ready_reason: String,
     /// Why it may not speak (rot, identity); empty when sound.
     pub fault: String,
+    /// Its disk is nearly full: as a leader it refuses what grows.
+    pub disk_low: bool,
+    /// Damaged parts of its log that are not repaired.
+    pub rot_open: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

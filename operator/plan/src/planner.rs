@@ -5,13 +5,14 @@
 
 use quorate_api::{PodDisruptionBudget, names};
 
+use crate::approval::hold_for_approval;
 use crate::bootstrap::{bootstrap, seal_and_activate};
 use crate::delete::plan_deletion;
 use crate::hands::{fence_asked, restart_asked, told_to_stay, transfer_asked};
 use crate::intent::{Intent, ValidatedCluster};
 use crate::membership::{
-    clean_up_removed, grow, leads_alone_and_leaves, mark_leavers, record_ids, remove_retiring, restore_records, shrink,
-    shrink_down, start_stopped, successor,
+    clean_up_removed, grow, leads_alone_and_leaves, mark_leavers, move_volumes, record_ids, remove_retiring,
+    restore_records, shrink, shrink_down, start_stopped, successor,
 };
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{MemberId, MemberRecord, Observation, Presence, Running, Volume};
@@ -64,7 +65,8 @@ fn plan_run(cluster: &ValidatedCluster, observed: &Observation, now_ms: u64, see
         report: Report::default(),
     };
     let decided = decide(&mut pass);
-    let next = hold_if_paused(cluster, decided);
+    let held = hold_if_paused(cluster, decided);
+    let next = hold_for_approval(&mut pass, held);
     let upcoming = outline(&pass, &next);
     Plan { next, upcoming, report: pass.report }
 }
@@ -89,7 +91,7 @@ fn decide(pass: &mut Pass<'_>) -> Decision {
         return decision;
     }
     let Some(leader) = pass.view.leader else { return without_leader(pass) };
-    let then: [fn(&mut Pass<'_>, Leader<'_>) -> Next; 16] = [
+    let then: [fn(&mut Pass<'_>, Leader<'_>) -> Next; 17] = [
         record_ids,
         seal_and_activate,
         restore_records,
@@ -104,6 +106,7 @@ fn decide(pass: &mut Pass<'_>) -> Decision {
         shrink_down,
         roll,
         shrink,
+        move_volumes,
         settle,
         told_to_stay,
     ];

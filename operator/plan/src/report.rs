@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use quorate_api::names;
+
 use crate::observation::MemberId;
 use crate::step::Step;
 
@@ -82,6 +84,8 @@ pub struct Report {
     pub member: Option<String>,
     /// Members of the configuration that belong to no record and carry no name of ours.
     pub foreign: Vec<MemberId>,
+    /// Names what waits for approval, or was approved.
+    pub plan_hash: Option<String>,
     /// Everything else worth telling, one sentence each, in a stable order.
     pub notes: Vec<String>,
 }
@@ -207,6 +211,8 @@ pub enum Blocked {
     ForeignLearner { id: MemberId },
     /// A new template did not come up; the roll stopped after this member.
     CanaryFailed { member: String, reason: String },
+    /// `spec.approval` asks a person first.
+    ApprovalNeeded { step: &'static str, hash: String },
     /// Stopped by a person, and nothing else is to be done.
     MemberFenced { members: Vec<String> },
     /// A request in an annotation cannot be read.
@@ -223,6 +229,7 @@ impl Blocked {
             Blocked::AmbiguousMember { .. } => "AmbiguousMember",
             Blocked::ForeignLearner { .. } => "ForeignLearner",
             Blocked::CanaryFailed { .. } => "CanaryFailed",
+            Blocked::ApprovalNeeded { .. } => "WaitingForApproval",
             Blocked::MemberFenced { .. } => "MemberFenced",
             Blocked::RequestRefused { .. } => "RequestRefused",
         }
@@ -257,6 +264,11 @@ impl fmt::Display for Blocked {
                 f,
                 "{member} did not come up on the new template ({reason}); no other member was touched. \
                  Correct or revert the spec"
+            ),
+            Blocked::ApprovalNeeded { step, hash } => write!(
+                f,
+                "{step} is next and waits for approval: set the annotation {}={hash}, or spec.approval to Automatic",
+                names::ANNOTATION_APPROVE
             ),
             Blocked::MemberFenced { members } => {
                 write!(f, "fenced by request: {}. Unfence to start what is stopped", members.join(", "))

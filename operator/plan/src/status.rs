@@ -6,12 +6,13 @@
 use quorate_api::status::MEMBERS_MAX;
 use quorate_api::{
     Condition, ConditionStatus, ConsistentClusterStatus, FailoverStatus, LeaderStatus, MemberStatus, MembershipStatus,
-    OperationStatus, PlannedStepStatus, QuorumStatus, RaftStatus, names, units,
+    OperationStatus, PlannedStepStatus, QuorumStatus, RaftStatus, SurvivesStatus, names, units,
 };
 
 use crate::intent::Intent;
-use crate::observation::{ConfigMember, MemberRecord, MemberWord, Observation, Role, TlsWord};
+use crate::observation::{ConfigMember, MemberRecord, MemberWord, Observation, Pod, Role, TlsWord};
 use crate::report::{Blocked, Decision, Operation, Plan, Waiting};
+use crate::topology::{Place, majority_domain, survives};
 use crate::view::{EVIDENCE_AGE_MS_MAX, Leader, View, quorum};
 
 /// A linearizable round older than this proves nothing about now, in milliseconds.
@@ -56,7 +57,8 @@ pub fn status(input: StatusInput<'_>) -> ConsistentClusterStatus {
         raft: facts.leader.map(|l| raft(&facts, l)),
         quorum: facts.told.map(|w| quorum_status(&facts, w)),
         failover: failover(&facts),
-        operation: operation(input.plan),
+        operation: operation(&facts),
+        plan_hash: input.plan.report.plan_hash.clone(),
         plan: shown(&input.plan.upcoming),
         members: members(&facts),
         conditions: conditions(&facts),
@@ -152,7 +154,20 @@ fn quorum_status(facts: &Facts<'_>, word: &MemberWord) -> QuorumStatus {
         reachable: count(voters(word).filter(|m| heard(m.id)).count()),
         caught_up: count(caught_up),
         tolerates: count(caught_up.saturating_sub(required)),
+        survives: facts.leader.and_then(|leader| survival(facts, leader)),
     }
+}
+
+fn survival(facts: &Facts<'_>, leader: Leader<'_>) -> Option<SurvivesStatus> {
+    let node = survives(&places(facts, leader, |pod| pod.node.as_deref()));
+    let zone = survives(&places(facts, leader, |pod| pod.zone.as_deref()));
+    (node.is_some() || zone.is_some()).then_some(SurvivesStatus { node, zone })
+}
+
+fn places<'a>(facts: &Facts<'a>, leader: Leader<'a>, of: impl Fn(&'a Pod) -> Option<&'a str>) -> Vec<Place<'a>> {
+    let pod = |id| facts.view.records.values().find(|r| r.member_id == Some(id)).and_then(|r| r.pod.as_ref());
+    let place = |v: &ConfigMember| Place { domain: pod(v.id).and_then(&of), is_caught_up: leader.is_caught_up(v.id) };
+    leader.voters().map(place).collect()
 }
 
 fn failover(facts: &Facts<'_>) -> Option<FailoverStatus> {
@@ -171,14 +186,22 @@ fn failover(facts: &Facts<'_>) -> Option<FailoverStatus> {
     })
 }
 
-fn operation(plan: &Plan) -> Option<OperationStatus> {
+fn operation(facts: &Facts<'_>) -> Option<OperationStatus> {
+    let plan = facts.input.plan;
     let step = match &plan.next {
         Decision::Act(step) => Some(step.name().to_owned()),
         Decision::Wait(_) => plan.upcoming.first().map(|p| p.step.to_owned()),
         Decision::Steady | Decision::Blocked(_) => None,
     };
     let kind = plan.report.operation?.as_str().to_owned();
-    (plan.next != Decision::Steady).then(|| OperationStatus { kind, step, member: plan.report.member.clone() })
+    if plan.next == Decision::Steady {
+        return None;
+    }
+    let member = plan.report.member.clone();
+    let before = facts.input.previous.and_then(|p| p.operation.as_ref());
+    let same = before.filter(|b| (&b.kind, &b.step, &b.member) == (&kind, &step, &member));
+    let since = same.and_then(|b| b.since.clone()).unwrap_or_else(|| units::rfc3339(facts.input.now_ms));
+    Some(OperationStatus { kind, step, member, since: Some(since) })
 }
 
 /// Steps as `status.plan` shows them.
@@ -223,6 +246,7 @@ fn member(facts: &Facts<'_>, member: &ConfigMember) -> MemberStatus {
         ready: word.is_some_and(|w| w.ready),
         version: word.map(|w| w.version.clone()),
         match_lag: facts.leader.and_then(|l| l.lag(member.id)).map(number),
+        zone: record.and_then(|r| r.pod.as_ref()?.zone.clone()),
         source: if word.is_some() { "Direct" } else { "Leader" }.to_owned(),
     }
 }
@@ -236,6 +260,7 @@ fn lone_record(facts: &Facts<'_>, record: &MemberRecord) -> MemberStatus {
         ready: false,
         version: word.map(|w| w.version.clone()),
         match_lag: None,
+        zone: record.pod.as_ref().and_then(|p| p.zone.clone()),
         source: if word.is_some() { "Direct" } else { "None" }.to_owned(),
     }
 }
@@ -254,7 +279,7 @@ fn unknown(reason: &'static str, message: impl Into<String>) -> Said {
 }
 
 /// Everything is as it was asked to be, and nothing serves.
-fn asleep() -> [(&'static str, Said); 8] {
+fn asleep() -> [(&'static str, Said); 10] {
     const WHY: &str = "ScaledToZero";
     let none = "every member is stopped, as spec.replicas asks; volumes and identities are kept";
     [
@@ -265,6 +290,8 @@ fn asleep() -> [(&'static str, Said); 8] {
         ("LeaderServing", no(WHY, none)),
         ("FailoverReady", no(WHY, none)),
         ("MembershipStable", unknown(WHY, "no member runs that could be asked")),
+        ("TopologySatisfied", unknown(WHY, "no member runs anywhere")),
+        ("StorageHealthy", unknown(WHY, "no member runs that could be asked")),
         ("Stalled", no(WHY, none)),
     ]
 }
@@ -282,6 +309,8 @@ fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
         ("LeaderServing", leader_serving(facts)),
         ("FailoverReady", failover_ready(facts)),
         ("MembershipStable", membership_stable(facts)),
+        ("TopologySatisfied", topology_satisfied(facts)),
+        ("StorageHealthy", storage_healthy(facts)),
         ("Stalled", stalled(facts)),
     ];
     let tls = facts.input.observed.tls.as_ref().map(|word| ("TLSReady", tls_ready(word)));
@@ -409,6 +438,39 @@ fn membership_stable(facts: &Facts<'_>) -> Said {
     }
 }
 
+/// No zone holds a majority.
+fn topology_satisfied(facts: &Facts<'_>) -> Said {
+    let Some(leader) = facts.leader else {
+        return unknown("NoLeader", "without a leader the voters are not known to be current");
+    };
+    let places = places(facts, leader, |pod| pod.zone.as_deref());
+    match majority_domain(&places) {
+        Some((zone, inside)) => no("ZoneMajority", format!("{zone} holds {inside} of {} voters", places.len())),
+        None if places.iter().any(|p| p.domain.is_none()) => {
+            unknown("TopologyUnknown", "the zones of some voters' nodes are not known")
+        }
+        None => yes("Spread", "any one zone may be lost"),
+    }
+}
+
+fn storage_healthy(facts: &Facts<'_>) -> Said {
+    let told = |is: fn(&MemberWord) -> bool| {
+        let mut names: Vec<_> = facts.fresh_words().filter(|w| is(w)).map(|w| w.record.as_str()).collect();
+        names.sort_unstable();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    if let Some(names) = told(|w| w.rot_open > 0) {
+        return no("CorruptionDetected", format!("damaged parts of the log are not repaired yet on {names}"));
+    }
+    if let Some(names) = told(|w| w.disk_low) {
+        return no("SpaceAlarm", format!("the disk is nearly full on {names}; raise spec.storage.size"));
+    }
+    match told(|_| true) {
+        Some(_) => yes("Healthy", "every member that answers has room and a sound log"),
+        None => unknown("Unreachable", "no member answers the operator"),
+    }
+}
+
 fn degraded(facts: &Facts<'_>) -> Said {
     if let Some(failure) = facts.input.failure {
         return yes("ReconcileFailed", failure);
@@ -429,7 +491,10 @@ fn degraded(facts: &Facts<'_>) -> Said {
         };
     };
     let behind: Vec<_> = leader.voters().filter(|v| !leader.is_caught_up(v.id)).map(|v| v.name.as_str()).collect();
-    if behind.is_empty() {
+    let (storage, reason, message) = storage_healthy(facts);
+    if behind.is_empty() && storage == ConditionStatus::False {
+        yes(reason, message)
+    } else if behind.is_empty() {
         no("AllCaughtUp", "every voter is caught up")
     } else {
         yes("MemberUnhealthy", format!("not caught up: {}", behind.join(", ")))
@@ -455,13 +520,25 @@ fn progressing(facts: &Facts<'_>) -> Said {
     }
 }
 
+/// How long the step at hand has been the next one, if that is too long.
+fn overdue_ms(facts: &Facts<'_>) -> Option<u64> {
+    let Intent::Run(cluster) = facts.input.intent else { return None };
+    let since = operation(facts)?.since.as_deref().and_then(units::unix_ms)?;
+    let age = facts.input.now_ms.saturating_sub(since);
+    (age > cluster.progress_deadline_ms).then_some(age)
+}
+
 fn stalled(facts: &Facts<'_>) -> Said {
     match &facts.input.plan.next {
         // What was asked for.
-        Decision::Blocked(blocked @ (Blocked::Paused { .. } | Blocked::MemberFenced { .. })) => {
-            no(blocked.reason(), blocked.to_string())
-        }
+        Decision::Blocked(
+            blocked @ (Blocked::Paused { .. } | Blocked::MemberFenced { .. } | Blocked::ApprovalNeeded { .. }),
+        ) => no(blocked.reason(), blocked.to_string()),
         Decision::Blocked(blocked) => yes(blocked.reason(), blocked.to_string()),
+        Decision::Act(_) | Decision::Wait(_) if overdue_ms(facts).is_some() => {
+            let minutes = overdue_ms(facts).unwrap_or_default() / 60_000;
+            yes("DeadlineExceeded", format!("the step at hand has not ended for {minutes} min; see Progressing"))
+        }
         Decision::Steady | Decision::Act(_) | Decision::Wait(_) => no("NotStalled", "no person is needed"),
     }
 }

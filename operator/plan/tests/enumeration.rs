@@ -9,10 +9,16 @@ use world::World;
 use world::run::{Phase, Scenario, enumerate, run, run_with_two};
 use world::scenarios;
 
+/// All of them, or those whose names contain the word in SCENARIO.
+fn chosen() -> Vec<Scenario> {
+    let word = std::env::var("SCENARIO").unwrap_or_default();
+    scenarios::all().into_iter().filter(|s| s.name.contains(&word)).collect()
+}
+
 #[test]
 fn every_scenario_ends_well() {
     let mut failures = Vec::new();
-    for scenario in scenarios::all() {
+    for scenario in chosen() {
         match run(&scenario, None) {
             Ok(outcome) => println!("{:<52} {:>3} steps  {}", scenario.name, outcome.steps, outcome.summary),
             Err(text) => failures.push(text),
@@ -28,7 +34,7 @@ const FAILURES_MAX: usize = 30;
 #[test]
 fn every_fault_around_every_step_ends_as_the_clean_run() {
     let (mut runs, mut failures) = (0, Vec::new());
-    for scenario in scenarios::all() {
+    for scenario in chosen() {
         let (count, failed) = enumerate(&scenario);
         runs += count;
         println!("{:<52} {count:>4} runs, {} failed", scenario.name, failed.len());
@@ -83,7 +89,7 @@ fn a_change_of_mind_after_any_step_ends_where_it_was_asked_to() {
 fn two_operators_at_once_end_as_one_does() {
     let mut failures = Vec::new();
     // Stories told by counting steps are other stories with two narrators.
-    for scenario in scenarios::all().iter().filter(|s| !s.phases.iter().any(|p| matches!(p, Phase::Steps(_)))) {
+    for scenario in chosen().iter().filter(|s| !s.phases.iter().any(|p| matches!(p, Phase::Steps(_)))) {
         let alone = run(scenario, None).expect("it ends well alone").summary;
         match run_with_two(scenario) {
             Ok(outcome) if outcome.summary == alone => {}

@@ -4,11 +4,15 @@ use quorate_api::{ConsistentCluster, names};
 use quorate_plan::{Decision, Intent, Observation, plan};
 use serde_json::{Value, json};
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 18] = [
     "/metadata/name",
     "/spec/replicas",
     "/spec/image",
     "/spec/paused",
+    "/spec/approval",
+    "/spec/progressDeadline",
+    "/spec/storage/changePolicy",
+    "/spec/topology/podAntiAffinity",
     "/spec/storage/size",
     "/spec/storage/storageClassName",
     "/spec/storage/onClusterDelete",
@@ -62,8 +66,9 @@ fn base() -> Value {
         "apiVersion": "quorate.dev/v1alpha1", "kind": "ConsistentCluster",
         "metadata": {"name": "orders", "uid": "c1", "generation": 1},
         "spec": {
-            "replicas": 3, "image": "quorate:1", "paused": false,
-            "storage": {"size": "1Gi", "storageClassName": "fast", "onClusterDelete": "Retain"},
+            "replicas": 3, "image": "quorate:1", "paused": false, "approval": "Automatic", "progressDeadline": "10m",
+            "topology": {"podAntiAffinity": "Preferred"},
+            "storage": {"size": "1Gi", "changePolicy": "Expand", "storageClassName": "fast", "onClusterDelete": "Retain"},
             "timing": {"profile": "Custom", "heartbeat": "50ms", "election": "150ms"},
             "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}},
             "disruption": {"podDisruptionBudget": "Enabled"},

@@ -17,7 +17,7 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use quorate_api::{ResourceAmounts, TlsMode, names};
+use quorate_api::{PodAntiAffinity as Apart, ResourceAmounts, TlsMode, names};
 use quorate_plan::{Identity, StartAs, ValidatedCluster};
 
 use crate::world::MemberUrls;
@@ -227,7 +227,7 @@ fn pod_spec(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodSpec {
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
-        affinity: Some(apart(identity)),
+        affinity: Some(apart(cluster)),
         topology_spread_constraints: Some(vec![TopologySpreadConstraint {
             max_skew: 1,
             topology_key: "topology.kubernetes.io/zone".to_owned(),
@@ -324,23 +324,28 @@ fn tls_arguments(cluster: &ValidatedCluster) -> Vec<String> {
     arguments
 }
 
-/// Preferred, since a small cluster of machines is no reason not to run.
-fn apart(identity: &Identity) -> Affinity {
+/// Preferred by default, since a small cluster of machines is no reason not to run.
+fn apart(cluster: &ValidatedCluster) -> Affinity {
+    let identity = &cluster.identity;
     let term = PodAffinityTerm {
         topology_key: "kubernetes.io/hostname".to_owned(),
         label_selector: Some(LabelSelector { match_labels: Some(pod_selector(identity)), ..LabelSelector::default() }),
         ..PodAffinityTerm::default()
     };
-    Affinity {
-        pod_anti_affinity: Some(PodAntiAffinity {
+    let terms = match cluster.apart {
+        Apart::Preferred => PodAntiAffinity {
             preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
                 weight: 100,
                 pod_affinity_term: term,
             }]),
             ..PodAntiAffinity::default()
-        }),
-        ..Affinity::default()
-    }
+        },
+        Apart::Required => PodAntiAffinity {
+            required_during_scheduling_ignored_during_execution: Some(vec![term]),
+            ..PodAntiAffinity::default()
+        },
+    };
+    Affinity { pod_anti_affinity: Some(terms), ..Affinity::default() }
 }
 
 fn container(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Container {

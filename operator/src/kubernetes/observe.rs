@@ -260,6 +260,7 @@ fn volume(claim: &PersistentVolumeClaim) -> Option<Volume> {
         resource_version: meta.resource_version.clone()?,
         record_uid: annotation(meta, names::ANNOTATION_RECORD_UID).unwrap_or_default().to_owned(),
         size_bytes: size.and_then(|q| units::size_bytes(&q.0)).unwrap_or_default(),
+        class: claim.spec.as_ref()?.storage_class_name.clone(),
         deletion: deletion(meta),
     })
 }

@@ -127,12 +127,16 @@ impl LocalWorld {
 }
 
 impl Observer for LocalWorld {
-    fn observe(&self, _intent: &Intent) -> impl Future<Output = Seen> + Send {
+    fn observe(&self, intent: &Intent) -> impl Future<Output = Seen> + Send {
         let inner = self.lock();
         let mut seen = Seen::default();
+        let class = match intent {
+            Intent::Run(cluster) => cluster.storage.class.clone(),
+            Intent::Delete(_) | Intent::Refused(_) => None,
+        };
         seen.observation.objects = shared_objects(inner.store.cluster.as_ref());
         match inner.store.volumes() {
-            Ok(volumes) => seen.observation.volumes = volumes.into_iter().map(volume).collect(),
+            Ok(volumes) => seen.observation.volumes = volumes.into_iter().map(|v| volume(v, class.clone())).collect(),
             Err(error) => seen.observation.unread.push(format!("volumes: {error:#}")),
         }
         for record in inner.store.records.values() {
@@ -154,7 +158,8 @@ fn shared_objects(cluster: Option<&ClusterFile>) -> SharedObjects {
     }
 }
 
-fn volume(file: VolumeFile) -> Volume {
+/// A directory has no class: it is of the one that is wanted.
+fn volume(file: VolumeFile, class: Option<String>) -> Volume {
     Volume {
         name: file.record.clone(),
         record: file.record,
@@ -162,6 +167,7 @@ fn volume(file: VolumeFile) -> Volume {
         resource_version: file.version.to_string(),
         record_uid: file.record_uid,
         size_bytes: file.size_bytes,
+        class,
         deletion: Deletion::No,
     }
 }

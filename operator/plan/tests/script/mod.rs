@@ -158,6 +158,9 @@ impl Stage {
                 self.observed.volumes.iter_mut().find(|v| v.record == full(name))?.deletion = Deletion::Requested;
             }
             ["fault", name, what] => self.word(Some(&full(name)))?.fault = what.to_owned(),
+            ["disk-low", name] => self.word(Some(&full(name)))?.disk_low = true,
+            ["rot", name, parts] => self.word(Some(&full(name)))?.rot_open = parts.parse().ok()?,
+            ["node", name, node] => self.get(&full(name))?.pod.as_mut()?.node = Some(node.to_owned()),
             ["no-pod", name] => self.get(&full(name))?.pod = None,
             ["stopped", name] => self.get(&full(name))?.running = Running::Stopped,
             ["seed", name] => self.get(&full(name))?.start = Some(StartAs::Seed),
@@ -264,6 +267,7 @@ impl Stage {
             resource_version: "1".to_owned(),
             record_uid: format!("r-{name}"),
             size_bytes: 1 << 30,
+            class: None,
             deletion: Deletion::No,
         });
     }
@@ -316,6 +320,8 @@ impl Stage {
             ready: !is_learner,
             not_ready_reason: String::new(),
             fault: String::new(),
+            disk_low: false,
+            rot_open: 0,
         }
     }
 
@@ -324,6 +330,11 @@ impl Stage {
             match word.split_once('=') {
                 Some(("replicas", count)) => self.spec.replicas = count.parse().ok()?,
                 Some(("image", image)) => self.spec.image = image.to_owned(),
+                Some(("changePolicy", "Replace")) => {
+                    self.spec.storage.change_policy = quorate_api::ChangePolicy::Replace;
+                }
+                Some(("approval", "Disruptive")) => self.spec.approval = quorate_api::Approval::Disruptive,
+                Some(("approval", "Manual")) => self.spec.approval = quorate_api::Approval::Manual,
                 Some(("size", size)) => self.spec.storage.size = size.to_owned(),
                 Some(("onClusterDelete", "Delete")) => self.spec.storage.on_cluster_delete = quorate_api::Keep::Delete,
                 Some(("removedMember", "Retain")) => self.spec.storage.removed_member = quorate_api::Keep::Retain,
@@ -473,6 +484,9 @@ impl Stage {
                 quorum.required, quorum.reachable, quorum.caught_up, quorum.tolerates
             )
             .unwrap();
+            if let Some(survives) = &quorum.survives {
+                write!(out, " survives node={:?} zone={:?}", survives.node, survives.zone).unwrap();
+            }
         }
         writeln!(out, " leader={}", status.leader.map_or("none".to_owned(), |l| l.name)).unwrap();
         for condition in &status.conditions {

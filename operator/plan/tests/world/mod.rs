@@ -14,7 +14,7 @@ use quorate_api::{ConsistentCluster, ConsistentClusterSpec};
 use quorate_plan::view::LAG_ENTRIES_MAX;
 use quorate_plan::{
     ClusterId, ConfigAt, ConfigMember, Deletion, Eviction, Intent, MemberId, MemberRecord, MemberWord, Observation,
-    Pod, PodPhase, Presence, Probe, Progress, Readiness, RecordFor, RecordRef, Retirement, Role, Running,
+    Pod, PodPhase, Presence, Probe, Progress, Readiness, RecordFor, RecordRef, RetireReason, Retirement, Role, Running,
     SharedObjects, StartAs, Step, Termination, ValidatedCluster, Volume, VolumeRef,
 };
 
@@ -490,6 +490,8 @@ impl World {
                 && self.is_caught_up(id),
             not_ready_reason: String::new(),
             fault: fault.to_owned(),
+            disk_low: false,
+            rot_open: 0,
         })
     }
 
@@ -506,6 +508,7 @@ impl World {
                 self.violate(format!("{} while paused", step.name()));
             }
         }
+        self.check_approval(step);
         match step {
             Step::AddFinalizer => self.objects.finalizer = Presence::Present,
             Step::ApplyObjects { hash } => self.objects.applied_hash = Some(hash.clone()),
@@ -548,6 +551,10 @@ impl World {
             Step::MarkRetiring { record, member_id, config_at, reason } => {
                 self.write(record)?.retirement =
                     Some(Retirement { member_id: *member_id, config_at: *config_at, reason: *reason });
+                let leaves = |r: &&MemberRecord| r.retirement.as_ref().is_some_and(|m| m.reason == *reason);
+                if *reason == RetireReason::VolumeChange && self.records.values().filter(leaves).count() > 1 {
+                    self.violate("two volumes left at once");
+                }
             }
             Step::TransferLeader { leader, to, expect_term } => {
                 if self.raft.leader != Some(*leader) || self.raft.term != *expect_term || !self.is_caught_up(*to) {
@@ -670,6 +677,7 @@ impl World {
             resource_version: uid,
             record_uid: at.uid.clone(),
             size_bytes,
+            class: self.spec.storage.storage_class_name.clone(),
             deletion: Deletion::No,
         };
         self.disks.insert(at.name.clone(), Disk { volume, data: None });
@@ -792,6 +800,15 @@ impl World {
         }
     }
 
+    /// A spec that asks a person first is not taken at its word by a step that disrupts.
+    fn check_approval(&mut self, step: &Step) {
+        let approved = self.asked.contains_key(quorate_api::names::ANNOTATION_APPROVE);
+        let disrupts = matches!(step, Step::RestartMember { evict: Eviction::Evict, .. } | Step::RemoveMember { .. });
+        if self.spec.approval != quorate_api::Approval::Automatic && !approved && disrupts {
+            self.violate(format!("{} without approval", step.name()));
+        }
+    }
+
     fn check_sleep(&mut self, name: &str) {
         let leads = self.records.get(name).is_some_and(|r| r.member_id.is_some() && r.member_id == self.raft.leader);
         if leads && self.spec.replicas == 0 && self.live_caught_up(&self.raft.members) > 1 {
@@ -909,9 +926,10 @@ impl World {
             self.records.values().filter_map(|r| r.pod.as_ref()).map(|p| p.image.as_str()).collect();
         images.sort_unstable();
         let ready = self.observe().words.iter().filter(|w| w.ready).count();
+        let sizes: BTreeSet<u64> = self.disks.values().map(|d| d.volume.size_bytes >> 20).collect();
         let sealed = self.records.values().filter(|r| r.start == Some(StartAs::Member)).count();
         format!(
-            "voters={} learners={} records={} sealed={sealed} volumes={} pods={} ready={ready} images={images:?} budget={:?} bootstrapped={} asked={}",
+            "voters={} learners={} records={} sealed={sealed} volumes={} pods={} ready={ready} sizes={sizes:?} images={images:?} budget={:?} bootstrapped={} asked={}",
             self.voters().len(),
             self.raft.members.len() - self.voters().len(),
             self.records.len(),

@@ -11,6 +11,28 @@ fn scenario(name: &'static str, replicas: i32, phases: Vec<Phase>) -> Scenario {
     Scenario { name, replicas, phases }
 }
 
+fn shrink_volumes(w: &mut World) {
+    w.edit(|s| {
+        s.storage.size = "512Mi".to_owned();
+        s.storage.change_policy = quorate_api::ChangePolicy::Replace;
+    });
+}
+fn move_volumes(w: &mut World) {
+    w.edit(|s| {
+        s.storage.storage_class_name = Some("fast".to_owned());
+        s.storage.change_policy = quorate_api::ChangePolicy::Replace;
+    });
+}
+fn ask_first(w: &mut World) {
+    w.edit(|s| s.approval = quorate_api::Approval::Disruptive);
+}
+fn ask_always(w: &mut World) {
+    w.edit(|s| s.approval = quorate_api::Approval::Manual);
+}
+fn approve(w: &mut World) {
+    let plan = quorate_plan::plan(&w.intent(), &w.observe(), w.now_ms, quorate_api::names::seed("c1"));
+    w.asked.insert(quorate_api::names::ANNOTATION_APPROVE.to_owned(), plan.report.plan_hash.unwrap());
+}
 fn sleep(w: &mut World) {
     w.edit(|s| s.replicas = 0);
 }
@@ -307,6 +329,20 @@ pub fn all() -> Vec<Scenario> {
         scenario("sleep_taken_back_midway", 3, vec![Settle, Do(sleep), Steps(2), Do(wake), Settle]),
         scenario("volume_lost_asleep", 3, vec![Settle, Do(sleep), Settle, Do(lose_sleeping_volume), Do(wake), Settle]),
         scenario("deletion_asleep", 3, vec![Settle, Do(sleep), Settle, Do(delete_with_volumes), Settle]),
+        scenario("volumes_shrink_by_surge", 3, vec![Settle, Do(shrink_volumes), Settle]),
+        scenario("volumes_move_by_surge", 3, vec![Settle, Do(move_volumes), Settle]),
+        scenario("volume_of_the_only_member_shrinks", 1, vec![Settle, Do(shrink_volumes), Settle]),
+        scenario(
+            "upgrade_waits_for_approval",
+            3,
+            vec![Settle, Do(ask_first), Do(new_image), Blocked("WaitingForApproval"), Ticks(10), Do(approve), Settle],
+        ),
+        scenario(
+            "shrink_waits_for_approval",
+            5,
+            vec![Settle, Do(ask_always), Do(scale_to_3), Blocked("WaitingForApproval"), Ticks(10), Do(approve), Settle],
+        ),
+        scenario("repair_waits_for_no_approval", 3, vec![Settle, Do(ask_first), Do(lose_follower_volume), Settle]),
         scenario("volumes_grow", 3, vec![Settle, Do(grow_volumes), Settle]),
         scenario(
             "invalid_spec_changes_nothing_and_heals",
