@@ -1,6 +1,7 @@
 //! The table of scenarios. Each ends with the cluster as it found it: healthy, and nothing lost.
 
 mod basic;
+mod beside;
 mod edits;
 mod hands;
 mod plugin;
@@ -68,6 +69,13 @@ pub const TABLE: &[Row] = &[
     more("config_change_each_field_alone_is_applied", |c| Box::pin(edits::each_field(c))),
     more("gitops_reapply_no_drift", |c| Box::pin(edits::reapply(c))),
     more("quiet_cluster_is_left_alone", |c| Box::pin(edits::quiet(c))),
+    more("topology_is_told_from_real_zones", |c| Box::pin(beside::topology(c))),
+    more("invalid_spec_revert_heals_and_kstatus_agrees", |c| Box::pin(beside::invalid(c))),
+    more("approval_is_waited_for", |c| Box::pin(beside::approval(c))),
+    more("volume_expand_online", |c| Box::pin(beside::expand(c))),
+    more("volume_shrink_and_class_move_by_surge", |c| Box::pin(beside::surge(c))),
+    more("majority_pvc_lost_is_told_and_never_bootstrapped", |c| Box::pin(beside::majority_lost(c))),
+    more("same_name_recreate_keeps_new_pvc", |c| Box::pin(beside::namesake(c))),
     more("hostile_manifests_have_no_effect", |c| Box::pin(edits::hostile(c))),
     more("volume_lost_member_is_replaced", |c| Box::pin(hands::volume_lost(c))),
     more("leader_volume_lost_member_is_replaced", |c| Box::pin(hands::leader_volume_lost(c))),
