@@ -106,8 +106,10 @@ impl World {
 
     /// A member loses its disk and begins anew under its old id.
     pub fn lose_volume(&mut self, id: MemberId) -> Result<bool, Violation> {
-        // Created at 1, opened at 2.
-        if !self.all_know_better(id, 2) {
+        // Created at 1, opened at 2. Who founded the cluster alone would found one anew, and needs nobody to listen to it:
+        // that it serves no client until it is told that this is the first time is the shell's (`--await-activation`).
+        let founded = self.members.get(&id).is_some_and(|member| member.storage.founded_alone());
+        if founded || !self.all_know_better(id, 2) {
             return Ok(false);
         }
         self.crash(id, true)?;

@@ -76,6 +76,12 @@ impl Storage {
         Storage::new(MemberId(self.identity.member_id), self.bootstrap.clone(), self.segment_bytes, &mut rng)
     }
 
+    /// An empty volume of this member bootstraps a cluster of one.
+    pub fn founded_alone(&self) -> bool {
+        let config = &self.bootstrap.config;
+        config.voters.len() == 1 && config.voters.contains(&MemberId(self.identity.member_id))
+    }
+
     pub fn identity(&self) -> Identity {
         self.identity
     }
