@@ -87,7 +87,7 @@ impl Desk {
             return Ok(());
         }
         let mut rotated = Vec::new();
-        let secrets = Secrets { client, cluster, lifetimes: self.lifetimes };
+        let secrets = Secrets { client, cluster, maker: Maker { cluster, lifetimes: self.lifetimes } };
         let outcome = self.work(&secrets, &found, &mut rotated).await;
         let mut word = TlsWord { fault: None, waits: None, rotated, not_after: None };
         let before = self.kept(&uid);
@@ -149,7 +149,7 @@ impl Desk {
             found.records.iter().cloned().map(Holder::Member).chain([Holder::Admin, Holder::Client]).collect();
         for _ in 0..ROUNDS_MAX {
             let wallet = secrets.wallet(&holders, self.in_use(secrets.cluster, found)).await?;
-            let grace = (secrets.lifetimes.leaf / 10).min(GRACE_SECONDS_MAX);
+            let grace = (secrets.maker.lifetimes.leaf / 10).min(GRACE_SECONDS_MAX);
             let changes = certificates::changes(&wallet, &holders, now_seconds(), grace);
             if changes.is_empty() || secrets.cluster.paused {
                 let access = secrets.access().await?;
@@ -239,7 +239,7 @@ async fn look(client: &Client, identity: &Identity) -> Result<Found, kube::Error
 struct Secrets<'a> {
     client: &'a Client,
     cluster: &'a ValidatedCluster,
-    lifetimes: Lifetimes,
+    maker: Maker<'a>,
 }
 
 /// Names of the entries. A member's two certificates are for its peers, and for clients and the operator.
@@ -331,8 +331,8 @@ impl Secrets<'_> {
         let before = self.read(&authority).await?;
         let mut data = before.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
         match change {
-            Change::CreateAuthority => self.put_authority(&mut data, ISSUER)?,
-            Change::TrustNext => self.put_authority(&mut data, NEXT)?,
+            Change::CreateAuthority => self.maker.put_authority(&mut data, ISSUER)?,
+            Change::TrustNext => self.maker.put_authority(&mut data, NEXT)?,
             Change::IssueByNext => {
                 let old = data.remove(&crt(ISSUER)).ok_or("there is no authority to follow")?;
                 data.insert(crt(PREVIOUS), old);
@@ -355,6 +355,22 @@ impl Secrets<'_> {
         self.write(&authority, before, data, None).await
     }
 
+    async fn issue(&self, holder: &Holder, authority: &Data) -> Result<(), Fault> {
+        let (data, by) = self.maker.made(holder, authority)?;
+        let name = self.name_of(holder);
+        let before = self.read(&name).await?;
+        self.write(&name, before, data, Some(&by)).await
+    }
+}
+
+/// Makes keys and certificates; reads and writes nothing.
+#[derive(Clone, Copy)]
+struct Maker<'a> {
+    cluster: &'a ValidatedCluster,
+    lifetimes: Lifetimes,
+}
+
+impl Maker<'_> {
     fn put_authority(&self, data: &mut Data, name: &str) -> Result<(), Fault> {
         let mut params = CertificateParams::default();
         let now = now_seconds();
@@ -369,7 +385,8 @@ impl Secrets<'_> {
         Ok(())
     }
 
-    async fn issue(&self, holder: &Holder, authority: &Data) -> Result<(), Fault> {
+    /// What a holder's Secret is to have, and the digest of who issued it.
+    fn made(&self, holder: &Holder, authority: &Data) -> Result<(Data, String), Fault> {
         let by = certificate(authority.get(&crt(ISSUER)).ok_or("there is no authority")?)
             .ok_or("the authority cannot be read")?;
         let text = |entry: String| {
@@ -392,9 +409,7 @@ impl Secrets<'_> {
             data.insert(crt(entry), ByteString(made.pem().into_bytes()));
             data.insert(key(entry), ByteString(pair.serialize_pem().into_bytes()));
         }
-        let name = self.name_of(holder);
-        let before = self.read(&name).await?;
-        self.write(&name, before, data, Some(&by.sha256)).await
+        Ok((data, by.sha256))
     }
 
     fn leaf(&self, holder: &Holder, role: &str, end: i64) -> Result<CertificateParams, Fault> {
@@ -496,4 +511,84 @@ fn held_in(secret: &Secret) -> Option<Held> {
         issuer_sha256: secret.annotations().get(ANNOTATION_ISSUER).cloned().unwrap_or_default(),
         trust_sha256: trust_sha256(&data.get(CA)?.0),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_api::{ConsistentCluster, ConsistentClusterSpec};
+    use quorate_plan::Intent;
+    use x509_parser::extensions::GeneralName;
+
+    use super::*;
+
+    fn cluster() -> ValidatedCluster {
+        let mut cluster = ConsistentCluster::new("orders", ConsistentClusterSpec::default());
+        (cluster.metadata.namespace, cluster.metadata.uid) = (Some("shop".to_owned()), Some("2f1c".to_owned()));
+        match Intent::of(&cluster) {
+            Intent::Run(cluster) => cluster,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn secret(data: Data, issuer: &str) -> Secret {
+        let mut secret = Secret { data: Some(data), ..Secret::default() };
+        secret.metadata.annotations = Some(BTreeMap::from([(ANNOTATION_ISSUER.to_owned(), issuer.to_owned())]));
+        secret
+    }
+
+    #[test]
+    fn what_is_made_is_by_the_authority_and_has_one_role() {
+        let cluster = cluster();
+        let maker = Maker { cluster: &cluster, lifetimes: Lifetimes { leaf: 3_000, authority: 9_000 } };
+        let mut authority = Data::new();
+        maker.put_authority(&mut authority, ISSUER).expect("an authority");
+        let root = ders(&authority[&crt(ISSUER)].0).remove(0);
+        let (_, root) = x509_parser::parse_x509_certificate(&root).expect("a certificate");
+        for (holder, entry, role, hosts) in [
+            (Holder::Member("orders-b7xk2".to_owned()), PEER, "peer", 18),
+            (Holder::Member("orders-b7xk2".to_owned()), SERVER, "server", 18),
+            (Holder::Admin, LEAF, "admin", 0),
+            (Holder::Client, LEAF, "client", 0),
+        ] {
+            let (data, by) = maker.made(&holder, &authority).expect("certificates");
+            let leaf = ders(&data[&crt(entry)].0).remove(0);
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).expect("a certificate");
+            assert_eq!(leaf.issuer(), root.subject(), "{holder:?}");
+            let names = leaf.subject_alternative_name().expect("readable").expect("there are names").value;
+            let uri = format!("quorate://2f1c/{role}");
+            let uris: Vec<_> = names.general_names.iter().filter(|n| matches!(n, GeneralName::URI(_))).collect();
+            assert_eq!(uris, [&GeneralName::URI(uri.as_str())], "{holder:?}");
+            assert_eq!(names.general_names.len() - 1, hosts, "{holder:?}: {:?}", names.general_names);
+            let held = held_in(&secret(data, &by)).expect("it is whole");
+            let known = authorities(&authority).expect("it is whole");
+            assert_eq!((held.issuer_sha256, held.trust_sha256), (known.issuer.sha256, known.trust_sha256));
+            assert_eq!(held.leaf.not_after - held.leaf.not_before, 3_000 + SKEW_SECONDS);
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_not_whole_is_nothing() {
+        let cluster = cluster();
+        let maker = Maker { cluster: &cluster, lifetimes: Lifetimes { leaf: 3_000, authority: 9_000 } };
+        let mut authority = Data::new();
+        assert!(authorities(&authority).is_none());
+        maker.put_authority(&mut authority, ISSUER).expect("an authority");
+        let (data, by) = maker.made(&Holder::Member("a".to_owned()), &authority).expect("certificates");
+        for entry in data.keys() {
+            let mut less = data.clone();
+            less.remove(entry);
+            assert!(held_in(&secret(less, &by)).is_none(), "without {entry}");
+        }
+        let mut broken = data;
+        broken.insert(crt(PEER), ByteString(b"-----BEGIN".to_vec()));
+        assert!(held_in(&secret(broken, &by)).is_none());
+        authority.insert(crt(NEXT), ByteString(Vec::new()));
+        assert!(authorities(&authority).is_none(), "an authority is not guessed at");
+    }
+
+    #[test]
+    fn a_key_is_not_shown() {
+        let access = Access::new(b"ca".to_vec(), b"cert".to_vec(), b"the-key".to_vec());
+        assert!(!format!("{access:?}").contains("the-key"));
+    }
 }
