@@ -401,7 +401,8 @@ async fn bind(flag: &str, urls: &[String], mode: Option<Mode>) -> Result<Vec<(Tc
     let mut listeners = Vec::new();
     for url in urls {
         let listener = TcpListener::bind(transport::authority(url)?).await;
-        let listener = listener.with_context(|| format!("{flag}: cannot listen on {url}; is another process there?"))?;
+        let listener =
+            listener.with_context(|| format!("{flag}: cannot listen on {url}; is another process there?"))?;
         listeners.push((listener, tls::mode_of(mode, url)));
     }
     Ok(listeners)

@@ -162,9 +162,9 @@ impl Members {
             let told = self.word(record, pod_uid, &url, tls.get(&url)).await;
             told.map(|(word, since, planes)| ((word, since), (record.name.clone(), planes)))
         });
-        let (told, planes): (Vec<(MemberWord, Instant)>, BTreeMap<String, Vec<wire::TlsPlane>>) =
+        let (told, planes): (Vec<(MemberWord, Instant)>, Vec<_>) =
             join_all(answers).await.into_iter().flatten().unzip();
-        seen.tls = planes;
+        seen.tls = planes.into_iter().collect();
         let probe = self.probe(&told, seen).await;
         let age = |since: &Instant| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         seen.observation.words =

@@ -398,6 +398,8 @@ mod tests {
             ready: true,
             not_ready_reason: String::new(),
             fault: String::new(),
+            disk_low: false,
+            rot_open: 0,
         }
     }
 
@@ -446,7 +448,12 @@ mod tests {
         let metrics = Metrics::new();
         for step in [Some("CreateMember"), Some("CreateMember"), Some("Promote"), None] {
             let mut pass = pass(Decision::Steady, Vec::new());
-            let step = step.map(|s| OperationStatus { kind: "ScaleOut".into(), step: Some(s.into()), member: None });
+            let step = step.map(|s| OperationStatus {
+                kind: "ScaleOut".into(),
+                step: Some(s.into()),
+                member: None,
+                since: None,
+            });
             pass.status.operation = step;
             metrics.observe(&intent(), &pass, Duration::ZERO);
         }

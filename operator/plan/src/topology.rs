@@ -58,7 +58,7 @@ mod tests {
                     left.iter().filter(|p| p.is_caught_up).count() * 2 > places.len()
                 };
                 let inhabited = |zone: &&&str| places.iter().any(|p| p.domain == Some(**zone));
-                let told = ZONES.iter().filter(inhabited).all(|z| outlives(&z));
+                let told = ZONES.iter().filter(inhabited).all(outlives);
                 assert_eq!(survives(&places), Some(told), "{places:?}");
                 seen[usize::from(told)] += 1;
             }

@@ -36,24 +36,22 @@ pub(crate) struct KubernetesWorld {
 }
 
 impl Observer for KubernetesWorld {
-    fn observe(&self, intent: &Intent) -> impl Future<Output = Seen> + Send {
-        async {
-            let mut seen = observe::observe(&self.client, &self.zones, intent).await;
-            let identity = intent.identity();
-            if let Some(Kept { word, access }) = self.certificates.kept(&identity.uid) {
-                seen.observation.tls = Some(word);
-                let by_tls = seen.admin_urls.iter().filter(|(_, url)| url.starts_with("https://"));
-                let access = access.into_iter().flat_map(|access| {
-                    let of = |(record, url): (&String, &String)| {
-                        let host = objects::host(identity, record);
-                        (url.clone(), AdminTls { host, access: access.clone() })
-                    };
-                    by_tls.clone().map(of).collect::<Vec<_>>()
-                });
-                seen.admin_tls = access.collect();
-            }
-            seen
+    async fn observe(&self, intent: &Intent) -> Seen {
+        let mut seen = observe::observe(&self.client, &self.zones, intent).await;
+        let identity = intent.identity();
+        if let Some(Kept { word, access }) = self.certificates.kept(&identity.uid) {
+            seen.observation.tls = Some(word);
+            let by_tls = seen.admin_urls.iter().filter(|(_, url)| url.starts_with("https://"));
+            let access = access.into_iter().flat_map(|access| {
+                let of = |(record, url): (&String, &String)| {
+                    let host = objects::host(identity, record);
+                    (url.clone(), AdminTls { host, access: access.clone() })
+                };
+                by_tls.clone().map(of).collect::<Vec<_>>()
+            });
+            seen.admin_tls = access.collect();
         }
+        seen
     }
 }
 
@@ -94,16 +92,15 @@ pub async fn run(args: RunArgs) -> Result<()> {
     let work = async {
         health.set_ready();
         lease.acquire().await;
-        let world =
-            KubernetesWorld {
-                client: client.clone(),
-                zones: observe::Zones::default(),
-                refused: Mutex::default(),
-                certificates: Desk::new(Lifetimes {
-                    leaf: i64::from(args.certificate_lifetime),
-                    authority: i64::from(args.authority_lifetime),
-                }),
-            };
+        let world = KubernetesWorld {
+            client: client.clone(),
+            zones: observe::Zones::default(),
+            refused: Mutex::default(),
+            certificates: Desk::new(Lifetimes {
+                leaf: i64::from(args.certificate_lifetime),
+                authority: i64::from(args.authority_lifetime),
+            }),
+        };
         tokio::select! {
             error = lease.keep() => Err(error),
             () = controller::run(&args, world, metrics, &lease) => anyhow::bail!("the controller ended by itself"),
