@@ -43,10 +43,12 @@ quorate-operator-{{ .Release.Namespace }}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, create, patch]
+{{- if .Values.tlsSecrets }}
 # Certificates, each by its name.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, update]
+{{- end }}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, create, patch]
