@@ -296,7 +296,8 @@ pub async fn check(endpoints: &[String], dir: &Path, prefix: &str) -> Result<Vec
 /// A listing in pages, all at one revision, which comes with it. Linearizable; or with `own_word` what this one member
 /// holds at that revision (0: at its newest).
 pub async fn read_all(endpoint: &str, prefix: &str, own_word: Option<i64>) -> Result<(i64, Vec<Kv>)> {
-    let mut kv = connect(endpoint).await?.max_decoding_message_size(64 << 20);
+    // Values of a quarter of a MiB are written where disks are filled.
+    let mut kv = connect(endpoint).await?.max_decoding_message_size(1 << 30);
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().context("the prefix is empty")? += 1;
     let (mut start, mut revision, mut found) = (prefix.as_bytes().to_vec(), own_word.unwrap_or(0), Vec::new());

@@ -9,12 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::chaos::members::{Home, Members};
 use crate::chaos::rig::{Image, tool};
 use crate::chaos::{Campaign, Row, Setting};
+use crate::poll;
 
 const ROUNDS: u32 = 2;
 /// Room for everything a whole run writes: the ballast takes what is to be missing.
 const IMAGE_MIB: u64 = 2048;
 /// What the ballast leaves.
 const LEFT_BYTES: u64 = 3 << 20;
+const BALLAST_LIMIT: Duration = Duration::from_secs(10);
 /// Values while the disk fills: a segment is full in seconds.
 const VALUE_BYTES: usize = 256 << 10;
 /// From the first large value until the disk is full: two segments of the log lie ready.
@@ -165,12 +167,15 @@ async fn reads_go_on(campaign: &mut Campaign, victims: &[usize]) -> Result<()> {
     bail!("only {} reads answered in {} s", campaign.recorder().reads() - before, READ_LIMIT.as_secs())
 }
 
-/// A file that leaves almost no room.
+/// A file that leaves almost no room. Members write meanwhile, so what was free may not be when it is taken.
 async fn ballast(image: &Image) -> Result<PathBuf> {
     let path = image.mount.join("ballast");
-    let bytes = image.free_bytes()?.saturating_sub(LEFT_BYTES).to_string();
     let shown = path.to_string_lossy().into_owned();
-    tool("fallocate", ["-l", bytes.as_str(), shown.as_str()]).await?;
+    poll::until("room for the ballast", BALLAST_LIMIT, POLL, async || {
+        let bytes = image.free_bytes()?.saturating_sub(LEFT_BYTES).to_string();
+        tool("fallocate", ["-l", bytes.as_str(), shown.as_str()]).await
+    })
+    .await?;
     Ok(path)
 }
 
