@@ -1,12 +1,16 @@
 //! TLS between real processes: who is let in where, certificates that change under a writer, and modes that change live.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+#[allow(dead_code, reason = "each file of tests uses some of what they share")]
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::{free_port, until};
 use quorate_proto::admin::v1::admin_client::AdminClient;
 use quorate_proto::admin::v1::{StatusRequest, StatusResponse};
 use quorate_proto::etcdserverpb::PutRequest;
@@ -19,23 +23,8 @@ use tempfile::TempDir;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 const CLUSTER: &str = "u-1";
-/// Only a hang reaches it.
-const LIMIT: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(50);
 /// A request that no member answers within this has failed.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
-
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let asked = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("never happened: {what}"))
-}
 
 // ---- certificates ----------------------------------------------------------------------------------------------
 
@@ -156,10 +145,6 @@ impl Drop for Member {
 struct Cluster {
     dir: TempDir,
     members: Vec<Member>,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }
 
 impl Cluster {

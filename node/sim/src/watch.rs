@@ -37,7 +37,7 @@ pub struct Watch {
     asked_with: (Term, Index),
     commit_before: Index,
     voters_before: [BTreeSet<MemberId>; 2],
-    /// It led before the current input, in this term.
+    /// It led before the current input, and what its term was then.
     has_led: bool,
     term_before: Term,
 }

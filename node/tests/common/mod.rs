@@ -33,7 +33,7 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl F
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     socket.local_addr().expect("bound").port()
 }
