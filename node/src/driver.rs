@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_log::Wanted;
+use quorate_log::{Rooms, Wanted};
 use quorate_raft::Node;
 use quorate_raft::io::{Change, Effect, Event, Input, Outcome, ReadMode, Refusal};
 use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Record, SnapMeta, Term, Time, Token, WriteSeq};
@@ -24,7 +24,6 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::apply::{ApplyInput, REQUEST_HEADER_BYTES};
 use crate::clock;
-use crate::disk;
 use crate::handle::{CallError, NodeStatus, Shared};
 use crate::snapshot::Staged;
 use crate::transport::{ANSWER_BYTES_MAX, ChangeAnswer, PeerInput, Peers};
@@ -37,10 +36,8 @@ const STATUS_EVERY_US: u64 = 20_000;
 const HELD_EVERY_US: u64 = 20_000;
 /// Requests held while there is no leader; more are refused.
 const HELD_MAX: usize = 50_000;
-/// Forwarded proposals that were answered meanwhile are forgotten this often.
-const SWEEP_EVERY_US: u64 = 1_000_000;
-/// What a member told of its volume is believed this long; members tell with every sweep.
-const ROOM_BELIEVED_US: u64 = 10 * SWEEP_EVERY_US;
+/// Forwarded proposals that were answered meanwhile are forgotten this often. Members tell of their volumes with every sweep.
+const SWEEP_EVERY_US: u64 = quorate_log::ROOM_TOLD_EVERY_US;
 /// A stopping member that leads no more gives its clients this long to get their answers and go. Watches do not end by
 /// themselves, so this is how long it takes to stop under them.
 const DRAIN_US: u64 = 500_000;
@@ -219,8 +216,7 @@ pub(crate) struct Driver {
     /// Proposals sent to another member, with the term they were sent in.
     limbo: BTreeMap<u64, Term>,
     swept: Time,
-    /// Which members told when that their volume is nearly full, or is not.
-    rooms: BTreeMap<MemberId, (Time, bool)>,
+    rooms: Rooms,
     forwarded_changes: BTreeMap<u64, oneshot::Sender<Result<ConfigAt, CallError>>>,
     held: Held,
     published: Time,
@@ -256,7 +252,7 @@ impl Driver {
             tokens: 1 << 62,
             limbo: BTreeMap::new(),
             swept: Time(0),
-            rooms: BTreeMap::new(),
+            rooms: Rooms::default(),
             forwarded_changes: BTreeMap::new(),
             held: Held::default(),
             published: Time(0),
@@ -524,8 +520,7 @@ impl Driver {
     fn tell_room(&mut self, now: Time) {
         let own = self.out.shared.identity.member_id;
         let is_low = self.out.shared.disk.is_low();
-        self.rooms.insert(own, (now, is_low));
-        self.rooms.retain(|_, (told, _)| now.since(*told) < ROOM_BELIEVED_US);
+        self.rooms.note(now, own, is_low);
         if let Some(leader) = self.node.leader().filter(|leader| *leader != own) {
             self.out.peers.tell_room(leader, is_low);
         }
@@ -534,8 +529,7 @@ impl Driver {
 
     fn judge_room(&self) {
         let own = self.out.shared.identity.member_id;
-        let is_low = |id: MemberId| self.rooms.get(&id).is_some_and(|(_, is_low)| *is_low);
-        let refused = self.node.is_leader() && disk::must_not_grow(own, &self.config, is_low);
+        let refused = self.node.is_leader() && self.rooms.must_not_grow(own, &self.config);
         self.out.shared.disk.refuse_growth(refused);
     }
 
@@ -543,7 +537,7 @@ impl Driver {
     fn has_no_room_for(&self, payload: &Bytes) -> bool {
         self.out.shared.disk.is_growth_refused()
             && payload.len() > REQUEST_HEADER_BYTES
-            && Command::decode(payload.slice(REQUEST_HEADER_BYTES..)).is_ok_and(|command| disk::grows(&command))
+            && Command::decode(payload.slice(REQUEST_HEADER_BYTES..)).is_ok_and(|command| command.grows())
     }
 
     fn read(
@@ -603,7 +597,7 @@ impl Driver {
                 self.proposals.push(Proposal::Forwarded { origin: from, number, term, payload });
             }
             PeerInput::Room { is_low } => {
-                self.rooms.insert(from, (now, is_low));
+                self.rooms.note(now, from, is_low);
                 self.judge_room();
             }
             PeerInput::ForwardRefused { number, term, is_full } => {

@@ -29,6 +29,7 @@ pub mod mutant;
 mod real;
 mod recover;
 mod repair;
+mod room;
 mod scrub;
 
 pub use disk::{Disk, FileId};
@@ -38,4 +39,5 @@ pub use identity::{Boot, Imposture, LINEAGE_MAX, Lineage, judge};
 pub use log::{Log, Options, SEGMENT_BYTES_DEFAULT, Space};
 pub use real::RealDisk;
 pub use repair::{ASIDE_SUFFIX, Mended, Progress, Repair, Wanted};
+pub use room::{ROOM_BELIEVED_US, ROOM_TOLD_EVERY_US, Rooms};
 pub use scrub::{Scrub, Scrubbed};

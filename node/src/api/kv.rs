@@ -15,7 +15,6 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::{Api, ForLearner, convert, status};
-use crate::disk::grows;
 
 /// Keys in the first chunk of a streamed range.
 const FIRST_CHUNK_KEYS: usize = 10;
@@ -52,7 +51,7 @@ impl Api {
 
     async fn propose(&self, command: &Command) -> Result<quorate_state::Response, Status> {
         command.validate(self.options().limits).map_err(status::of_state)?;
-        if grows(command) && self.is_full() {
+        if command.grows() && self.is_full() {
             return Err(status::no_space());
         }
         let applied = self.handle().propose(command).await.map_err(status::of_call)?;

@@ -17,6 +17,27 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether carrying it out can make the state larger. What frees room must stay possible on a full volume.
+    pub fn grows(&self) -> bool {
+        match self {
+            Command::DeleteRange(_) | Command::Compact { .. } => false,
+            Command::Txn(txn) => txn.puts(),
+            Command::Put(_) => true,
+        }
+    }
+}
+
+impl Txn {
+    fn puts(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|op| match op {
+            TxnOp::Put(_) => true,
+            TxnOp::Txn(txn) => txn.puts(),
+            TxnOp::Range(_) | TxnOp::DeleteRange(_) => false,
+        })
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Put {
     pub key: Bytes,
@@ -205,5 +226,24 @@ impl From<DeleteRange> for Command {
 impl From<Txn> for Command {
     fn from(txn: Txn) -> Command {
         Command::Txn(txn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_room_does_not_grow() {
+        let put = Put { key: "k".into(), ..Put::default() };
+        let delete = DeleteRange { range: KeyRange::one("k"), prev_kv: false };
+        assert!(Command::Put(put.clone()).grows());
+        assert!(!Command::DeleteRange(delete.clone()).grows());
+        assert!(!Command::Compact { revision: 3 }.grows());
+        let deleting = Txn { success: vec![TxnOp::DeleteRange(delete)], ..Txn::default() };
+        assert!(!Command::Txn(deleting.clone()).grows());
+        let nested =
+            Txn { failure: vec![TxnOp::Txn(Txn { success: vec![TxnOp::Put(put)], ..deleting })], ..Txn::default() };
+        assert!(Command::Txn(nested).grows());
     }
 }
