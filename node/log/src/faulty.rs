@@ -3,7 +3,7 @@
 //! Deterministic: every choice comes from a seed. Single thread; clones share one disk, so that a test keeps a handle
 //! while the log owns another. Models: process crash (page cache survives), power loss (unsynced sectors and names survive
 //! in any subset, sectors may tear), failed flush (pages marked clean, content lost), a flush that lies, failing reads and
-//! writes, full disk, rot, misdirected writes.
+//! writes, full disk (told by the write or only by the flush), rot, misdirected writes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -202,6 +202,10 @@ struct State {
     next_inode: u64,
     next_file: u32,
     capacity_bytes: Option<u64>,
+    /// A full disk takes writes all the same and refuses at the flush.
+    refuses_late: bool,
+    /// Flushes refused for want of room.
+    refused_late: u64,
     ops: Option<Vec<Op>>,
     op_count: u64,
     crash_at: Option<u64>,
@@ -318,10 +322,20 @@ impl FaultyDisk {
         state.fail_next_write = false;
         state.lying = None;
         state.capacity_bytes = None;
+        state.refuses_late = false;
     }
     /// Limits the sum of file lengths.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.0.borrow_mut().capacity_bytes = bytes;
+    }
+    /// Whether a full disk shows at the flush only, and says until then that it has room: as where room is given out late,
+    /// or by a quota.
+    pub fn refuse_late(&self, is_late: bool) {
+        self.0.borrow_mut().refuses_late = is_late;
+    }
+    /// Flushes that were refused for want of room.
+    pub fn refused_late_count(&self) -> u64 {
+        self.0.borrow().refused_late
     }
     /// Whether there is a limit of room.
     pub fn is_limited(&self) -> bool {
@@ -469,12 +483,29 @@ impl State {
     fn grow(&mut self, inode: u64, end: u64) -> io::Result<()> {
         let len = self.inode(inode)?.cache.len() as u64;
         if let Some(capacity) = self.capacity_bytes
+            && !self.refuses_late
             && end > len
             && self.used_bytes() + (end - len) > capacity
         {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
         }
         Ok(())
+    }
+
+    /// A flush that needs room for what a file grew by, and finds none.
+    fn lacks_room(&mut self, inode: u64) -> io::Result<bool> {
+        let file = self.inode(inode)?;
+        let has_grown = file.cache.len() > file.medium.len();
+        let is_full = self.capacity_bytes.is_some_and(|capacity| self.used_bytes() > capacity);
+        Ok(has_grown && is_full && self.refuses_late)
+    }
+
+    /// A part of what was to be flushed is lost, and the kernel takes it for clean.
+    fn fail_sync(&mut self, inode: u64) -> io::Result<()> {
+        let mut rng = self.rng.take().expect("a disk always has its generator");
+        let failed = self.inode(inode).map(|inode| inode.fail_sync(&mut rng));
+        self.rng = Some(rng);
+        failed
     }
 
     fn write(&mut self, inode: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -574,11 +605,13 @@ impl Disk for FaultyDisk {
         let lies = state.lying.as_ref().is_some_and(|prefix| name.starts_with(prefix.as_str()));
         let dies = state.begin(|| Op::Datasync { name })?;
         if std::mem::take(&mut state.fail_next_sync) {
-            let mut rng = state.rng.take().expect("a disk always has its generator");
-            let failed = state.inode(inode).map(|inode| inode.fail_sync(&mut rng));
-            state.rng = Some(rng);
-            failed?;
+            state.fail_sync(inode)?;
             return Err(io::Error::other("simulated EIO"));
+        }
+        if !dies && state.lacks_room(inode)? {
+            state.refused_late += 1;
+            state.fail_sync(inode)?;
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
         }
         if lies && !dies {
             state.inode(inode)?.lie();
@@ -627,7 +660,8 @@ impl Disk for FaultyDisk {
         if state.crashed {
             return Err(crashed_error());
         }
-        Ok(state.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
+        let capacity = state.capacity_bytes.filter(|_| !state.refuses_late);
+        Ok(capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {

@@ -33,6 +33,8 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 const TEND_CHUNK_BYTES: u64 = 1 << 20;
 /// The same beside appends: a fraction of what one flush takes.
 const PACE_CHUNK_BYTES: u64 = 256 << 10;
+/// After a spare found no room, so many calls that would begin the next one leave it: half a minute of a log at rest.
+const SPARE_PAUSE_CALLS: u32 = 64;
 /// Dropped segments that may wait for [`Log::tend`] before `append` removes one itself.
 const REMOVALS_WAITING_MAX: usize = 4;
 /// A batch keeps its length in 32 bits. The core's budgets are far below.
@@ -261,6 +263,8 @@ pub struct Log<D> {
     segments: Segments,
     tail: Tail,
     spare: Option<Spare>,
+    /// Calls that still leave the next spare alone.
+    spare_pause: u32,
     has_reserve: bool,
     removals: VecDeque<u64>,
     last_write: WriteSeq,
@@ -322,6 +326,7 @@ impl<D: Disk> Log<D> {
             segments,
             tail,
             spare: None,
+            spare_pause: 0,
             has_reserve: false,
             removals: VecDeque::new(),
             last_write: WriteSeq(0),
@@ -363,6 +368,7 @@ impl<D: Disk> Log<D> {
             segments: found.segments,
             tail: found.tail,
             spare: None,
+            spare_pause: 0,
             has_reserve: found.has_reserve,
             removals: VecDeque::new(),
             last_write: WriteSeq(0),
@@ -622,12 +628,13 @@ impl<D: Disk> Log<D> {
     /// The spare becomes the reserve. Its name is given only now that its zeros are durable, so a reserve found at open
     /// is whole.
     fn set_aside(&mut self) -> Result<bool, LogError> {
-        if let Some(spare) = self.spare.take() {
-            self.disk.close(spare.file);
-            self.disk.rename(SPARE_NAME, RESERVE_NAME).map_err(failed("renaming", RESERVE_NAME))?;
-            self.disk.sync_dir().map_err(failed("flushing the directory after creating", RESERVE_NAME))?;
-            self.has_reserve = true;
+        let Some(spare) = self.spare.take() else { return Ok(true) };
+        if let Err(error) = self.disk.rename(SPARE_NAME, RESERVE_NAME) {
+            return self.forgo_spare(spare.file, "renaming", error);
         }
+        self.disk.close(spare.file);
+        self.disk.sync_dir().map_err(failed("flushing the directory after creating", RESERVE_NAME))?;
+        self.has_reserve = true;
         Ok(true)
     }
 
@@ -650,39 +657,59 @@ impl<D: Disk> Log<D> {
     }
 
     fn fill_spare(&mut self, chunk_bytes: u64) -> Result<bool, LogError> {
-        let Some(mut spare) = self.spare.take() else {
-            // Begun only when it can be finished: a full volume must not be filled to its last byte by zeros.
-            let free_bytes = self.disk.free_bytes().map_err(failed("measuring the volume of", "."))?;
-            if free_bytes < self.options.segment_bytes {
-                return Ok(false);
-            }
-            match self.disk.create(SPARE_NAME, 0) {
-                Ok(file) => self.spare = Some(Spare { file, filled_bytes: 0, synced: false }),
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(false),
-                Err(error) => return Err(failed("creating", SPARE_NAME)(error)),
-            }
-            return Ok(true);
-        };
+        let Some(mut spare) = self.spare.take() else { return self.begin_spare() };
         let left_bytes = self.options.segment_bytes.saturating_sub(spare.filled_bytes);
         let chunk_bytes = left_bytes.min(chunk_bytes);
         if chunk_bytes > 0 {
-            match self.disk.zero_fill(spare.file, spare.filled_bytes, chunk_bytes) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                    // Rotation reports a full disk when it really needs the room.
-                    self.disk.close(spare.file);
-                    self.disk.remove(SPARE_NAME).map_err(failed("removing", SPARE_NAME))?;
-                    return Ok(false);
-                }
-                Err(error) => return Err(failed("filling", SPARE_NAME)(error)),
+            if let Err(error) = self.disk.zero_fill(spare.file, spare.filled_bytes, chunk_bytes) {
+                return self.forgo_spare(spare.file, "filling", error);
             }
-            self.disk.datasync(spare.file).map_err(failed("flushing", SPARE_NAME))?;
+            // Where room is given out late, or a quota counts, this is where it turns out to be missing.
+            if let Err(error) = self.disk.datasync(spare.file) {
+                return self.forgo_spare(spare.file, "flushing", error);
+            }
             spare.filled_bytes += chunk_bytes;
         }
         spare.synced = spare.filled_bytes >= self.options.segment_bytes;
         let more = !spare.synced || !self.has_reserve;
         self.spare = Some(spare);
         Ok(more)
+    }
+
+    fn begin_spare(&mut self) -> Result<bool, LogError> {
+        if self.spare_pause > 0 {
+            self.spare_pause -= 1;
+            return Ok(false);
+        }
+        // Begun only when it can be finished: a full volume must not be filled to its last byte by zeros.
+        let free_bytes = self.disk.free_bytes().map_err(failed("measuring the volume of", "."))?;
+        if free_bytes < self.options.segment_bytes {
+            return Ok(false);
+        }
+        match self.disk.create(SPARE_NAME, 0) {
+            Ok(file) => self.spare = Some(Spare { file, filled_bytes: 0, synced: false }),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.spare_pause = SPARE_PAUSE_CALLS;
+                return Ok(false);
+            }
+            Err(error) => return Err(failed("creating", SPARE_NAME)(error)),
+        }
+        Ok(true)
+    }
+
+    /// A spare promised nothing to anybody: without room for it the log goes on as it is, and rotation reports a full disk
+    /// when it really needs the room. Any other failure is one of the disk itself.
+    fn forgo_spare(&mut self, file: FileId, operation: &'static str, error: io::Error) -> Result<bool, LogError> {
+        let is_full = error.kind() == io::ErrorKind::StorageFull;
+        let is_fatal = !is_full && !planted!(self.options, SpareErrorForgiven)
+            || operation == "flushing" && planted!(self.options, SpareEndsLog);
+        if is_fatal {
+            return Err(failed(operation, SPARE_NAME)(error));
+        }
+        self.disk.close(file);
+        self.disk.remove(SPARE_NAME).map_err(failed("removing", SPARE_NAME))?;
+        self.spare_pause = SPARE_PAUSE_CALLS;
+        Ok(false)
     }
 
     /// Who this log belongs to.
@@ -853,14 +880,12 @@ fn start_segment<D: Disk>(
     tail.chain = batch_header.encode_into(&mut batch, &tail.header);
     let needed_bytes = (BLOCK_BYTES + batch_bytes) as u64 + room_bytes;
     tail.len_bytes = needed_bytes.max(options.segment_bytes);
-    let unfinished = take_file(disk, options, place.segment_id, tail.len_bytes, ahead)?;
-    tail.file = unfinished.0;
     let mut front = BytesMut::from(&tail.header.encode()[..]);
     front.extend_from_slice(&batch);
     let name = segment_name(place.segment_id);
-    disk.write_at(tail.file, 0, &front).map_err(failed("writing", &name))?;
-    disk.datasync(tail.file).map_err(failed("flushing", &name))?;
-    disk.rename(&unfinished.1, &name).map_err(failed("renaming", &name))?;
+    let unfinished;
+    (tail.file, unfinished) = begin_file(disk, options, place.segment_id, tail.len_bytes, &front, ahead)?;
+    disk.rename(&unfinished, &name).map_err(failed("renaming", &name))?;
     if !planted!(options, NoDirectorySync) {
         disk.sync_dir().map_err(failed("flushing the directory after creating", &name))?;
     }
@@ -919,12 +944,49 @@ pub(crate) fn replace_log<D: Disk>(
     }
     let len_bytes = (segment.len() as u64).max(options.segment_bytes);
     let name = segment_name(place.segment_id);
-    let (file, unfinished) = take_file(disk, options, place.segment_id, len_bytes, (&mut None, &mut false))?;
-    disk.write_at(file, 0, &segment).map_err(failed("writing", &name))?;
-    disk.datasync(file).map_err(failed("flushing", &name))?;
+    let ahead = (&mut None, &mut false);
+    let (file, unfinished) = begin_file(disk, options, place.segment_id, len_bytes, &segment, ahead)?;
     disk.close(file);
     disk.rename(&unfinished, &name).map_err(failed("renaming", &name))?;
     disk.sync_dir().map_err(failed("flushing the directory after creating", &name))
+}
+
+/// A file of this length that begins with `front`, durable but for its name. A volume may turn out to be full only when
+/// the file is flushed: nothing is promised by it yet, so it goes away, and the reserve takes its place.
+fn begin_file<D: Disk>(
+    disk: &mut D,
+    options: &Options,
+    segment_id: u64,
+    len_bytes: u64,
+    front: &[u8],
+    (spare, has_reserve): (&mut Option<Spare>, &mut bool),
+) -> Result<(FileId, String), LogError> {
+    let (file, name) = take_file(disk, options, segment_id, len_bytes, (spare, has_reserve))?;
+    let Err(no_space) = fill_unnamed(disk, file, &name, len_bytes, front)? else { return Ok((file, name)) };
+    match take_reserve(disk, options, len_bytes, has_reserve)? {
+        Some((file, name)) => fill_unnamed(disk, file, &name, len_bytes, front)?.map(|()| (file, name)),
+        None => Err(no_space),
+    }
+}
+
+/// Writes and flushes what a file that nobody relies on yet begins with. `Ok(Err(..))`: there is no room, the file is gone.
+pub(crate) fn fill_unnamed<D: Disk>(
+    disk: &mut D,
+    file: FileId,
+    name: &str,
+    len_bytes: u64,
+    front: &[u8],
+) -> Result<Result<(), LogError>, LogError> {
+    let written = disk.write_at(file, 0, front).map_err(|source| ("writing", source));
+    match written.and_then(|()| disk.datasync(file).map_err(|source| ("flushing", source))) {
+        Ok(()) => Ok(Ok(())),
+        Err((_, source)) if source.kind() == io::ErrorKind::StorageFull => {
+            disk.close(file);
+            disk.remove(name).map_err(failed("removing", name))?;
+            Ok(Err(LogError::NoSpace { file: name.to_owned(), wanted_bytes: len_bytes, source }))
+        }
+        Err((operation, source)) => Err(failed(operation, name)(source)),
+    }
 }
 
 /// The spare when it is ready and long enough, else a new file, else, on a full volume, the reserve.
@@ -946,15 +1008,25 @@ fn take_file<D: Disk>(
         Err(source) if source.kind() == io::ErrorKind::StorageFull => {
             // A later try must find the name free. If even this fails, the next creation says so.
             let _ = disk.remove(&name);
-            if *has_reserve && len_bytes <= options.segment_bytes && !planted!(options, ReserveNotUsed) {
-                let file = disk.open(RESERVE_NAME).map_err(failed("opening", RESERVE_NAME))?;
-                *has_reserve = false;
-                return Ok((file, RESERVE_NAME.to_owned()));
-            }
-            Err(LogError::NoSpace { file: name, wanted_bytes: len_bytes, source })
+            let reserve = take_reserve(disk, options, len_bytes, has_reserve)?;
+            reserve.ok_or(LogError::NoSpace { file: name, wanted_bytes: len_bytes, source })
         }
         Err(source) => Err(failed("creating", &name)(source)),
     }
+}
+
+fn take_reserve<D: Disk>(
+    disk: &mut D,
+    options: &Options,
+    len_bytes: u64,
+    has_reserve: &mut bool,
+) -> Result<Option<(FileId, String)>, LogError> {
+    if !*has_reserve || len_bytes > options.segment_bytes || planted!(options, ReserveNotUsed) {
+        return Ok(None);
+    }
+    let file = disk.open(RESERVE_NAME).map_err(failed("opening", RESERVE_NAME))?;
+    *has_reserve = false;
+    Ok(Some((file, RESERVE_NAME.to_owned())))
 }
 
 fn write_first_meta<D: Disk>(

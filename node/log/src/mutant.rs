@@ -80,6 +80,10 @@ mutants! {
     ChainNotChecked = "chain-not-checked",
     /// A full volume refuses everything although a reserve is there.
     ReserveNotUsed = "reserve-not-used",
+    /// A spare segment that finds no room when it is flushed ends the member.
+    SpareEndsLog = "spare-ends-log",
+    /// A failed flush of the spare segment is taken for a want of room.
+    SpareErrorForgiven = "spare-error-forgiven",
     /// Room counts as enough until the last byte is gone.
     LowSpaceNotSeen = "low-space-not-seen",
     /// What another member gave is taken without the checksums of what was here.

@@ -16,7 +16,7 @@ use crate::format::{
     BLOCK_BYTES, BatchHeader, HEADER_BYTES, Held, MetaSlot, SegmentHeader, Stored, batch_len_bytes, decode_records,
     encode_record, first_batch_seed,
 };
-use crate::log::{Options, Place, UNFINISHED_SUFFIX, failed, replace_log, segment_name};
+use crate::log::{Options, Place, UNFINISHED_SUFFIX, failed, fill_unnamed, replace_log, segment_name};
 use crate::recover::{Meta, check_meta, corrupt, live_segments, read_meta};
 
 /// A copy of each file as it was found is kept beside under this suffix.
@@ -219,8 +219,7 @@ fn write_new<D: Disk>(disk: &mut D, name: &str, bytes: &[u8]) -> Result<(), LogE
         }
         Err(source) => return Err(failed("creating", name)(source)),
     };
-    disk.write_at(file, 0, bytes).map_err(failed("writing", name))?;
-    disk.datasync(file).map_err(failed("flushing", name))?;
+    fill_unnamed(disk, file, name, len_bytes, bytes)??;
     disk.close(file);
     Ok(())
 }

@@ -141,7 +141,7 @@ enum Fault {
 }
 
 /// The classes a run over many seeds must have triggered.
-pub const CLASSES: [&str; 65] = [
+pub const CLASSES: [&str; 66] = [
     "lost messages",
     "duplicated messages",
     "reordered messages",
@@ -173,6 +173,7 @@ pub const CLASSES: [&str; 65] = [
     "write error",
     "read error",
     "disk full",
+    "disk full at a flush",
     "lying flush",
     "rot",
     "rot in the vote file",
@@ -517,11 +518,11 @@ impl Faults {
                 world.schedule_restart(target, back);
             }
             Fault::DiskFull => {
-                world.fill_disk(target, true);
+                world.fill_disk(target, rng.chance(400));
                 self.full.push(target);
                 if rng.chance(600) {
                     for id in std::mem::take(&mut self.full) {
-                        world.fill_disk(id, false);
+                        world.empty_disk(id);
                     }
                 }
             }

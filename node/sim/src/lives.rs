@@ -351,11 +351,19 @@ impl World {
         self.plan_wake(id);
     }
 
-    /// Fills the disk of a member, or gives it room again.
-    pub fn fill_disk(&mut self, id: MemberId, full: bool) {
+    /// Fills the disk of a member. Late: it says that it has room, takes every write and refuses at the flush.
+    pub fn fill_disk(&mut self, id: MemberId, is_late: bool) {
         if let Some(member) = self.members.get(&id) {
             let used = member.storage.disk.used_bytes();
-            member.storage.disk.set_capacity(full.then_some(used));
+            member.storage.disk.refuse_late(is_late);
+            member.storage.disk.set_capacity(Some(used));
+        }
+    }
+
+    /// There is room again.
+    pub fn empty_disk(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get(&id) {
+            member.storage.disk.set_capacity(None);
         }
     }
 

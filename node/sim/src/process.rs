@@ -512,9 +512,12 @@ impl World {
             let power = self.rng.chance(500);
             return self.crash(id, power);
         }
-        let LogError::Io { operation, .. } = error else {
+        let LogError::Io { operation, source, .. } = error else {
             return Err(Violation(format!("I1 the log of {id} refuses what the core writes: {error}")));
         };
+        // What promised something has its room already; the rest waits for some.
+        let is_full = source.kind() == std::io::ErrorKind::StorageFull;
+        hold!(!is_full, "I18 {id} ends because its disk is full: {error}");
         self.count(if *operation == "writing" { "write error" } else { "fsync error" });
         self.input(id, Input::WriteFailed)?;
         self.crash(id, false)

@@ -126,6 +126,8 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     counts.insert("reordered messages", world.net.overtaken);
     counts.insert("late messages", world.net.stragglers);
     counts.insert("messages to a stuck receiver", world.net.waited);
+    let refused = world.members.values().map(|member| member.storage.disk.refused_late_count());
+    counts.insert("disk full at a flush", refused.sum());
     counts.insert("torn sectors", world.members.values().map(|member| member.storage.disk.torn_count()).sum());
     Outcome {
         seed,

@@ -1,12 +1,14 @@
 //! What `append` returned `Ok` for is there: after every crash point, torn length and flipped byte.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use quorate_log::faulty::{Op, SECTOR_BYTES, SplitMix, Survival};
 use quorate_log::format::{BLOCK_BYTES, BatchHeader, MetaSlot, SegmentHeader, decode_records, encode_record};
 use quorate_log::{FaultyDisk, Identity, Log, LogError, RealDisk, Verdict};
 use quorate_raft::types::{Entry, HardState, MemberId, Payload, Record, WriteSeq};
 
-use crate::{ID, Model, entry, hard, mark, models, names_of, options, run_script, script};
+use crate::{ID, Model, entry, hard, mark, models, names_of, options, run_script, run_script_full, script};
 
 #[test]
 pub(crate) fn a_log_gives_back_what_was_appended_across_segments_and_restarts() {
@@ -21,10 +23,25 @@ pub(crate) fn a_log_gives_back_what_was_appended_across_segments_and_restarts() 
 
 #[test]
 pub(crate) fn a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged() {
+    crash_everywhere(0..0, false);
+}
+
+#[test]
+pub(crate) fn a_crash_at_any_operation_of_a_full_disk_loses_nothing_that_was_acknowledged() {
+    for is_late in [false, true] {
+        crash_everywhere(2..13, is_late);
+    }
+}
+
+/// `full`: batches during which the disk is full, which it says when written to or, `is_late`, when flushed.
+fn crash_everywhere(full: Range<usize>, is_late: bool) {
     let restarts = [4, 9, 15];
     let recorded = FaultyDisk::new(0);
+    recorded.refuse_late(is_late);
     recorded.record_ops();
-    run_script(&recorded, &restarts).expect("the recorded run has no fault");
+    let run = |disk: &FaultyDisk| run_script_full(disk, &restarts, full.clone());
+    run(&recorded).expect("the recorded run ends");
+    assert_eq!(recorded.refused_late_count() > 0, is_late, "flushes are refused for want of room, or none is");
     let ops = recorded.ops();
     assert!(ops.len() >= 100, "the run should have many crash points, not {}", ops.len());
     assert!(ops.iter().any(|op| matches!(op, Op::Remove { .. })), "a segment drop is among them");
@@ -33,8 +50,10 @@ pub(crate) fn a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged(
     for at in 1..=ops.len() as u64 {
         for way in 0..6u64 {
             let disk = FaultyDisk::new(at * 100 + way);
+            disk.refuse_late(is_late);
             disk.crash_at(at);
-            let acked = run_script(&disk, &restarts).expect_err("the machine died");
+            let acked = run(&disk).expect_err("the machine died");
+            disk.set_capacity(None);
             match way {
                 0 => disk.process_crash(),
                 1 => disk.power_loss(Survival::Nothing),

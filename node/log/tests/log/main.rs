@@ -7,9 +7,10 @@ mod repair;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytes::Bytes;
-use quorate_log::{Disk, FaultyDisk, Identity, Log, Options};
+use quorate_log::{Disk, FaultyDisk, Identity, Log, Options, Verdict};
 use quorate_raft::types::{
     Config, ConfigAt, Entry, HardState, MemberId, MemberInfo, Payload, Record, Recovered, SnapMeta, WriteSeq,
 };
@@ -116,6 +117,11 @@ pub(crate) fn script() -> Vec<Batch> {
 
 /// Runs the script, opening anew (a clean restart) before the batches named, and returns how many were acknowledged.
 pub(crate) fn run_script(disk: &FaultyDisk, restarts: &[usize]) -> Result<usize, usize> {
+    run_script_full(disk, restarts, 0..0)
+}
+
+/// The same on a disk that is full while these batches are appended; what finds no room at all gets some and is repeated.
+pub(crate) fn run_script_full(disk: &FaultyDisk, restarts: &[usize], full: Range<usize>) -> Result<usize, usize> {
     let Ok(mut log) = Log::create(disk.clone(), options(1), ID, mark(0, 0)) else { return Err(0) };
     let mut base = 0;
     for (at, batch) in script().into_iter().enumerate() {
@@ -126,10 +132,17 @@ pub(crate) fn run_script(disk: &FaultyDisk, restarts: &[usize]) -> Result<usize,
             base = batch[0].0.0 - 1;
         }
         let batch: Batch = batch.into_iter().map(|(seq, record)| (WriteSeq(seq.0 - base), record)).collect();
-        if log.append(&batch).is_err() {
+        let is_full = full.contains(&at);
+        disk.set_capacity(is_full.then(|| disk.used_bytes()));
+        let mut appended = log.append(&batch);
+        if matches!(&appended, Err(error) if error.verdict() == Verdict::Retry) {
+            disk.set_capacity(None);
+            appended = log.append(&batch);
+        }
+        if appended.is_err() {
             return Err(at);
         }
-        let tended = if at % 3 == 0 { log.tend().map(|_| ()) } else { log.seal_tail() };
+        let tended = if at % 3 == 0 || is_full { log.tend().map(|_| ()) } else { log.seal_tail() };
         if tended.is_err() {
             return Err(at + 1);
         }

@@ -47,6 +47,8 @@ const CHECKS: &[Check] = checks![
     space::a_full_volume_is_low_and_votes_truncations_and_marks_go_on_in_the_reserve,
     space::a_reserve_outlives_a_restart_and_serves_then,
     space::the_next_segment_is_ready_before_it_is_needed,
+    space::a_spare_without_room_is_dropped_and_tried_again_later_and_nothing_else_stops,
+    space::a_spare_whose_flush_fails_otherwise_stops_the_log,
     repair::a_crash_at_any_step_of_a_repair_leaves_it_repeatable,
     repair::a_scrub_finds_rot_in_finished_segments_and_mends_it_while_the_log_is_in_use,
     basics::a_crash_at_any_disk_operation_loses_nothing_that_was_acknowledged,

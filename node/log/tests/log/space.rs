@@ -1,6 +1,6 @@
 //! A full volume: growth is refused in time, and what must go on goes on.
 
-use quorate_log::faulty::Survival;
+use quorate_log::faulty::{Op, Survival};
 use quorate_log::{FaultyDisk, Log, LogError, Verdict};
 use quorate_raft::types::{HardState, MemberId, Record, WriteSeq};
 
@@ -83,10 +83,69 @@ pub(crate) fn the_next_segment_is_ready_before_it_is_needed() {
         log.append(&[(WriteSeq(index), Record::Append(vec![entry(1, index, 100)]))]).expect("appends");
         log.tend_in_pace().expect("tends");
     }
-    let created = disk
-        .ops()
-        .iter()
-        .filter(|op| matches!(op, quorate_log::faulty::Op::Create { name } if name.starts_with("wal-")))
-        .count();
+    let created = disk.ops().iter().filter(|op| matches!(op, Op::Create { name } if name.starts_with("wal-"))).count();
     assert!(log.segment_count() > 3 && created == 0, "{created} segments were filled while an append waited");
+}
+
+#[test]
+pub(crate) fn a_spare_without_room_is_dropped_and_tried_again_later_and_nothing_else_stops() {
+    for is_late in [false, true] {
+        let disk = FaultyDisk::new(1);
+        let mut log = with_reserve(&disk);
+        // The spare after the reserve is begun, then the volume is full.
+        log.tend().expect("tends");
+        disk.refuse_late(is_late);
+        disk.set_capacity(Some(disk.used_bytes()));
+        disk.record_ops();
+        let tries = |disk: &FaultyDisk| {
+            let is_try = |op: &&Op| matches!(op, Op::Create { name } if name == "spare.new");
+            disk.ops().iter().filter(is_try).count()
+        };
+        let mut written = 0;
+        let mut append = |log: &mut Log<FaultyDisk>| {
+            let done = log.append(&[(WriteSeq(written + 1), Record::Append(vec![entry(1, written + 1, 3000)]))]);
+            written += u64::from(done.is_ok());
+            done
+        };
+        for _ in 0..5 {
+            append(&mut log).expect("the segment in use has room");
+            log.tend_in_pace().expect("a spare is not worth stopping for");
+            log.tend().expect("a spare is not worth stopping for");
+        }
+        assert!(!names_of(&disk).iter().any(|name| name == "spare.new"), "late {is_late}: it gave back its room");
+        let error = loop {
+            match append(&mut log) {
+                Ok(()) => log.tend_in_pace().expect("tends"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.verdict(), Verdict::Retry, "{error}");
+        assert!(!names_of(&disk).iter().any(|name| name == "reserve"), "late {is_late}: the reserve was used first");
+        for _ in 0..200 {
+            log.tend().expect("tends");
+        }
+        assert!(tries(&disk) <= 5, "late {is_late}: {} spares were begun on a full disk", tries(&disk));
+        disk.set_capacity(None);
+        append(&mut log).expect("what was refused can be given again");
+        for _ in 0..200 {
+            log.tend().expect("tends");
+        }
+        assert!(names_of(&disk).iter().any(|name| name == "reserve"), "late {is_late}: a reserve is set aside again");
+        drop(log);
+        disk.power_loss(Survival::Nothing);
+        let (_, found) = Log::open(disk, options(2), Some(&ID)).expect("opens");
+        assert_eq!(found.entries.len() as u64, written);
+    }
+}
+
+#[test]
+pub(crate) fn a_spare_whose_flush_fails_otherwise_stops_the_log() {
+    let disk = FaultyDisk::new(1);
+    let mut log = with_reserve(&disk);
+    log.tend().expect("begins the next spare");
+    disk.fail_next_sync();
+    let error = log.tend().expect_err("the disk is broken");
+    assert!(matches!(error, LogError::Io { operation: "flushing", .. }), "{error}");
+    let append = log.append(&[(WriteSeq(1), hard(1, 1))]);
+    assert!(matches!(append, Err(LogError::Stopped)), "{append:?}");
 }
