@@ -107,6 +107,8 @@ mutants! {
     Snapshots SnapshotKeepsConfig = "snapshot-keeps-config",
     /// A follower behind the kept log gets nothing.
     Snapshots NoSnapshotBehindLog = "no-snapshot-behind-log",
+    /// A snapshot that came to nothing is sent again at once.
+    Snapshots SnapshotWithoutPause = "snapshot-without-pause",
     /// A lost append keeps its place in the window.
     Replication WindowLeakedOnDrop = "window-leaked-on-drop",
     /// After a loss the leader forgets what was received and is not durable, and sends one window more.

@@ -44,7 +44,16 @@ pub(crate) struct Progress {
     pub(crate) last_ack: Option<Time>,
     /// Commit index it has been told.
     pub(crate) commit_told: Index,
+    /// Snapshots that ended since it last came further, and how far it came by then.
+    fruitless: u32,
+    furthest: Index,
+    /// No snapshot before this.
+    pub(crate) snapshot_due: Time,
 }
+
+/// The wait before another snapshot doubles with each that came to nothing, up to `1 << 6` heartbeats: a member without
+/// room for it needs minutes, and reading its bytes again and again takes the disk from everybody else.
+const FRUITLESS_DOUBLINGS_MAX: u32 = 6;
 
 impl Progress {
     pub(crate) fn new(next: Index) -> Progress {
@@ -63,6 +72,9 @@ impl Progress {
             promise_us: 0,
             last_ack: None,
             commit_told: 0,
+            fruitless: 0,
+            furthest: 0,
+            snapshot_due: Time(0),
         }
     }
 
@@ -154,6 +166,7 @@ impl Progress {
             self.inflight.pop_front();
         }
         let is_news = index > self.matched;
+        self.came_to(index);
         self.matched = self.matched.max(index);
         is_news
     }
@@ -219,6 +232,20 @@ impl Progress {
         self.feed = Feed::Snapshot { floor };
         self.mark = None;
         self.forget_inflight();
+    }
+
+    /// A snapshot arrived or was given up. Whether it was of use shows later: till then the next one waits.
+    pub(crate) fn snapshot_ended(&mut self, now: Time, heartbeat_us: u64) {
+        let heartbeats = 1 << self.fruitless.min(FRUITLESS_DOUBLINGS_MAX);
+        self.snapshot_due = now.after(heartbeat_us.saturating_mul(heartbeats));
+        self.fruitless = self.fruitless.saturating_add(1);
+    }
+
+    /// It holds a snapshot or entries up to `index`. Further than before, and the next snapshot waits for nothing.
+    pub(crate) fn came_to(&mut self, index: Index) {
+        if index > self.furthest {
+            (self.furthest, self.fruitless, self.snapshot_due) = (index, 0, Time(0));
+        }
     }
 
     fn forget_inflight(&mut self) {

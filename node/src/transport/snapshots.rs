@@ -29,9 +29,6 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections that may break without a single chunk getting through; then the core decides anew.
 const FRUITLESS_MAX: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
-/// Before the core hears that a peer took nothing of a snapshot, and sends it anew: a peer without room for it needs
-/// minutes, and reading its bytes again and again takes the disk from everybody else.
-const FRUITLESS_PAUSE: Duration = Duration::from_secs(2);
 /// How often one chunk may arrive damaged: more is no accident.
 const ASKED_MAX: u32 = 3;
 
@@ -62,7 +59,6 @@ pub(super) async fn send(local: &Arc<Local>, to: MemberId, term: Term) -> (Index
         };
         fruitless = if held > before { 0 } else { fruitless + 1 };
         if fruitless >= FRUITLESS_MAX {
-            tokio::time::sleep(FRUITLESS_PAUSE).await;
             return (index, Err(error));
         }
         tracing::info!(%to, index, held, "a snapshot is interrupted and goes on: {error:#}");

@@ -406,8 +406,10 @@ impl Node {
         while peer.is_ready(window) {
             let prev_index = peer.next - 1;
             let Some(prev_term) = self.log.term_at(prev_index) else {
-                // Behind the kept log. A silent member would only waste the stream.
-                if peer.is_active(now, et_us) && !planted!(self, NoSnapshotBehindLog) {
+                // Behind the kept log. A silent member would only waste the stream. One that waits for its next snapshot
+                // gets it at a heartbeat answer after that.
+                let is_due = now >= peer.snapshot_due && peer.is_active(now, et_us);
+                if is_due && !planted!(self, NoSnapshotBehindLog) {
                     peer.snapshot(self.log.base_index());
                     out.push(Effect::SendSnapshot { to, term });
                 }
@@ -594,19 +596,18 @@ impl Node {
     }
 
     pub(super) fn on_snapshot_sent(&mut self, to: MemberId, index: Index, ok: bool, out: &mut Vec<Effect>) {
-        let Some(peer) = self.peer_mut(to) else { return };
-        if !matches!(peer.feed, Feed::Snapshot { .. }) {
-            return;
+        let (now, heartbeat_us) = (self.now, self.cfg.heartbeat_us);
+        let is_hasty = planted!(self, SnapshotWithoutPause);
+        let Some(peer) = self.peer_mut(to).filter(|peer| matches!(peer.feed, Feed::Snapshot { .. })) else { return };
+        let next = if ok { index.max(peer.matched) + 1 } else { peer.next };
+        peer.probe(next);
+        if is_hasty && !ok {
+            return peer.sent(next - 1, 0);
         }
-        let next = peer.next;
-        if ok {
-            peer.probe(index.max(peer.matched) + 1);
-            self.feed(to, out);
-        } else {
-            // Waits for the next heartbeat answer before it tries again.
-            peer.probe(next);
-            peer.sent(next - 1, 0);
+        if !is_hasty {
+            peer.snapshot_ended(now, heartbeat_us);
         }
+        self.feed(to, out);
     }
 
     /// A member ignored or installed a snapshot: its log is at or above `index`, durable or not.
@@ -614,7 +615,12 @@ impl Node {
         if !self.is_for_me(from, term, out) || index > self.log.last_index() {
             return;
         }
+        let (now, heartbeat_us) = (self.now, self.cfg.heartbeat_us);
         let Some(peer) = self.peer_mut(from) else { return };
+        if matches!(peer.feed, Feed::Snapshot { .. }) {
+            peer.snapshot_ended(now, heartbeat_us);
+        }
+        peer.came_to(index);
         if !matches!(peer.feed, Feed::Pipeline) {
             peer.probe(index.max(peer.matched) + 1);
             self.feed(from, out);

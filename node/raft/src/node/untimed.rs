@@ -75,6 +75,7 @@ impl super::leader::Leader {
         for peer in self.peers.values_mut() {
             peer.acked_sent = None;
             peer.last_ack = peer.last_ack.map(|_| Time(0));
+            peer.snapshot_due = Time(0);
         }
     }
 }

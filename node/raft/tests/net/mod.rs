@@ -132,6 +132,8 @@ pub struct Member {
     staged: Option<Engine>,
     pub installing: Option<SnapMeta>,
     boots: u64,
+    /// It has no room for a snapshot.
+    pub is_full: bool,
     /// How much faster its clock runs than the bench's, in parts per million.
     pub rate_ppm: i64,
 }
@@ -217,6 +219,7 @@ impl Net {
             staged: None,
             installing: None,
             boots: 0,
+            is_full: false,
             rate_ppm: 0,
         };
         self.members.insert(id, member);
@@ -454,14 +457,15 @@ impl Net {
             Packet::Msg(_) => {}
             Packet::Snapshot(term, engine) => {
                 let meta = engine.meta();
-                if is_up {
+                let is_taken = is_up && !self.member(to).is_full;
+                if is_taken {
                     let member = self.member_mut(to);
                     if member.installing.is_none() {
                         member.staged = Some(*engine);
                     }
                     self.step(to, Input::SnapshotReady { from, term, meta: meta.clone() });
                 }
-                self.step(from, Input::SnapshotSent { to, index: meta.index, ok: is_up });
+                self.step(from, Input::SnapshotSent { to, index: meta.index, ok: is_taken });
             }
         }
     }

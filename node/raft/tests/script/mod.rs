@@ -21,6 +21,7 @@
 //! | `change 1 add 4`, `promote 4 lag=0`, `demote 3`, `remove 3`, `swap 4 3`, `rename 3 x` | with `expect=term.index` |
 //! | `transfer 1 2`, `gone 2 1` | member 1 hands over to 2; member 2 lost its connection to 1 |
 //! | `crash 1 [n]`, `start 1 [setting=value..]` | the oldest n writes survive the crash |
+//! | `full 3`, `room 3` | member 3 takes no snapshot, and takes them again |
 //! | `wipe 1` | the disk of a member that is down is emptied |
 //! | `cut 1 2`, `cut 1->2`, `isolate 1`, `heal` | links that lose everything |
 //! | `stall 1`, `fail 1` | a flush hangs, a write fails |
@@ -159,6 +160,9 @@ impl Script {
                 assert_eq!(self.net.now, Time(0), "a clock that changes its rate later would jump");
                 let rate = rest[1].parse().expect("a rate in parts per million");
                 self.net.members.get_mut(&member(rest[0])).expect("a member").rate_ppm = rate;
+            }
+            "full" | "room" => {
+                self.net.members.get_mut(&member(rest[0])).expect("a member").is_full = words[0] == "full";
             }
             "wipe" => self.net.wipe(member(rest[0])),
             "change" => self.change(rest),
