@@ -30,6 +30,8 @@ impl World {
             self.memory_is_bounded(id)?;
             self.disk_is_bounded(id)?;
         }
+        self.look_at_rooms();
+        self.forgetful_are_told()?;
         self.terms_are_bounded()?;
         self.outage_is_bounded()
     }

@@ -111,6 +111,7 @@ impl World {
         };
         let call = state.draw(value);
         let is_read = matches!(call, Call::Range { .. });
+        let is_growth = machine::grows(&call);
         let token = self.token();
         let ticket = Ticket(token.0);
         if let Some(state) = self.client_mut(client) {
@@ -127,6 +128,10 @@ impl World {
                 self.input(target, Input::Read { token, mode })
             }
             Some(payload) => {
+                if is_growth && !self.takes_growth(target)? {
+                    self.end_call(ticket, Outcome::Refused, Some(target));
+                    return Ok(());
+                }
                 self.ask(target, token, Asked::Write(ticket));
                 self.input(target, Input::Propose { batch: vec![(token, payload)] })
             }
@@ -135,6 +140,9 @@ impl World {
 
     /// Many writes at once for which nobody waits.
     pub fn burst(&mut self, target: MemberId, count: u64) -> Result<(), Violation> {
+        if !self.takes_growth(target)? {
+            return Ok(());
+        }
         let mut batch = Vec::new();
         for _ in 0..count {
             self.values += 1;

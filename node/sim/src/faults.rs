@@ -15,6 +15,8 @@ use crate::world::{Shape, World};
 
 /// How lagging a learner may be when it is promoted in a run.
 const LAG_MAX: u64 = 500;
+/// Rates of clocks that go by leases: the slowest runs 5 % behind the fastest and no more.
+const LEASE_RATES: [u64; 2] = [975, 1026];
 /// Members ever made in one run.
 const MEMBERS_MAX: usize = 12;
 
@@ -112,10 +114,14 @@ enum Fault {
     WriteError,
     ReadError,
     DiskFull,
+    /// So many volumes are full that no majority is left with room, for a while.
+    DiskFullMost,
     Rot,
     Lie,
     CopyVolume,
     OldCopy,
+    /// A log comes back without its end, and no peer can see it by the data directory.
+    ForgetTail,
     LostVolume,
     Twin,
     Misplace,
@@ -133,6 +139,8 @@ enum Fault {
     Demote,
     Remove,
     Swap,
+    /// A leader enters a joint configuration, and then hears nobody of its old half.
+    JointCut,
     Transfer,
     /// Replaces a member whose disk is damaged, or removes whoever is dead.
     Replace,
@@ -141,7 +149,7 @@ enum Fault {
 }
 
 /// The classes a run over many seeds must have triggered.
-pub const CLASSES: [&str; 66] = [
+pub const CLASSES: [&str; 71] = [
     "lost messages",
     "duplicated messages",
     "reordered messages",
@@ -174,6 +182,8 @@ pub const CLASSES: [&str; 66] = [
     "read error",
     "disk full",
     "disk full at a flush",
+    "most disks full",
+    "growth refused",
     "lying flush",
     "rot",
     "rot in the vote file",
@@ -183,6 +193,8 @@ pub const CLASSES: [&str; 66] = [
     "rot repaired",
     "old copy",
     "old copy refused",
+    "log without its end",
+    "reverted member stopped",
     "lost volume",
     "twin refused",
     "swapped volume refused",
@@ -200,6 +212,7 @@ pub const CLASSES: [&str; 66] = [
     "remove",
     "removed member returns",
     "swap",
+    "joint and cut",
     "transfer",
     "replace",
     "bad change",
@@ -234,10 +247,12 @@ fn weights(profile: Profile) -> Vec<(Fault, u64)> {
         (WriteError, 1),
         (ReadError, 1),
         (DiskFull, 2),
+        (DiskFullMost, 1),
         (Rot, 2),
         (Lie, 1),
         (CopyVolume, 2),
         (OldCopy, 1),
+        (ForgetTail, 2),
         (LostVolume, 1),
         (Twin, 1),
         (Misplace, 1),
@@ -251,6 +266,7 @@ fn weights(profile: Profile) -> Vec<(Fault, u64)> {
         (Remove, 4),
         (RemovedReturns, 2),
         (Swap, 4),
+        (JointCut, 2),
         (Transfer, 4),
         (BadChange, 3),
         (LostChange, 2),
@@ -269,6 +285,7 @@ fn weights(profile: Profile) -> Vec<(Fault, u64)> {
             vec![
                 (Compact, 3),
                 (Burst, 3),
+                (Storm, 1),
                 (Crash, 3),
                 (Isolate, 4),
                 (HealLinks, 4),
@@ -297,7 +314,12 @@ pub fn shape(rng: &mut Rng, profile: Profile) -> Shape {
         max_append_bytes: if tiny { 400 } else { 1 << 20 },
         inflight_bytes_max: if tiny { 2_000 } else { 1 << 20 },
         eager_changes: matches!(profile, Profile::Churn | Profile::All),
-        leases: rng.chance(400).then_some(LeaseCfg::DEFAULT),
+        leases: rng.chance(400).then(|| LeaseCfg {
+            // The simulated clocks have no resolution of their own to guard against.
+            guard_us: *rng.pick(&[0, 1_000, LeaseCfg::DEFAULT.guard_us]).expect("not empty"),
+            ..LeaseCfg::DEFAULT
+        }),
+        mixed_leases: rng.chance(250),
         mixed_timeouts: rng.chance(300),
         watchers: usize::try_from(rng.below(4)).expect("a small number fits"),
     }
@@ -344,7 +366,7 @@ impl Faults {
         // Each has a generator of its own, so that leaving one out changes no other.
         let mut rng = self.rng.fork();
         self.number += 1;
-        if self.skip.contains(&self.number) {
+        if self.skip.contains(&self.number) || world.has_forgetful() {
             return Ok(());
         }
         self.caused.push((self.number, world.now, format!("{fault:?}")));
@@ -362,8 +384,10 @@ impl Faults {
         let target = world.leader().filter(|_| rng.chance(400)).unwrap_or(one);
         // A member whose disk is damaged will not start again. A leader that has not noticed yet could take another one
         // out and make the lost one part of every quorum: nobody can then be elected, and rightly so.
-        let shrinks =
-            matches!(fault, Fault::Demote | Fault::Remove | Fault::Swap | Fault::BadChange | Fault::LostChange);
+        let shrinks = matches!(
+            fault,
+            Fault::Demote | Fault::Remove | Fault::Swap | Fault::JointCut | Fault::BadChange | Fault::LostChange
+        );
         if shrinks && voters.iter().any(|id| world.is_rotten(*id)) {
             return Ok(());
         }
@@ -526,6 +550,13 @@ impl Faults {
                     }
                 }
             }
+            Fault::DiskFullMost => {
+                world.count("most disks full");
+                for id in voters.iter().take(voters.len() / 2 + 1) {
+                    world.fill_disk(*id, false);
+                    self.full.push(*id);
+                }
+            }
             Fault::Rot => {
                 if world.may_lose(target) {
                     world.rot(target)?;
@@ -540,6 +571,15 @@ impl Faults {
             Fault::OldCopy => {
                 if world.may_lose(target) && world.restore_copy(target)? {
                     world.count("old copy");
+                }
+            }
+            Fault::ForgetTail => {
+                for id in voters {
+                    if world.forget_tail(id)? {
+                        world.count("log without its end");
+                        break;
+                    }
+                    world.copy_volume(id);
                 }
             }
             Fault::LostVolume => {
@@ -581,8 +621,8 @@ impl Faults {
                 // Leases allow two clocks to drift apart by 5 %.
                 let is_bound = world.shape.leases.is_some();
                 let rate = match (is_bound, rng.chance(500)) {
-                    (true, true) => *rng.pick(&[976, 1024]).expect("not empty"),
-                    (true, false) => rng.between(976, 1024),
+                    (true, true) => *rng.pick(&LEASE_RATES).expect("not empty"),
+                    (true, false) => rng.between(LEASE_RATES[0], LEASE_RATES[1]),
                     (false, _) => rng.between(800, 1200),
                 };
                 if is_bound {
@@ -674,6 +714,18 @@ impl Faults {
                 if let (Some(leader), (Some(new), Some(old))) = (world.leader(), pair) {
                     world.count("swap");
                     world.change(leader, Change::Swap { new, old, lag_max: LAG_MAX })?;
+                }
+            }
+            Fault::JointCut => {
+                let learners: Vec<MemberId> = world.config().learners.iter().copied().collect();
+                let pair = (rng.pick(&learners).copied(), rng.pick(&voters).copied());
+                if let (Some(leader), (Some(new), Some(old))) = (world.leader(), pair) {
+                    world.count("joint and cut");
+                    world.change(leader, Change::Swap { new, old, lag_max: LAG_MAX })?;
+                    for peer in voters.iter().filter(|peer| **peer != leader) {
+                        world.net.cut(leader, *peer);
+                        world.net.cut(*peer, leader);
+                    }
                 }
             }
             Fault::Transfer => {

@@ -76,7 +76,9 @@ impl World {
         let seed = self.rng.next_u64();
         let Some(member) = self.members.get_mut(&id).filter(|member| member.lost.is_none()) else { return };
         let Some(process) = member.process.as_ref() else { return };
-        let copy = VolumeCopy { storage: member.storage.fork(seed), generation: process.boot.generation };
+        // What is being written may be in it.
+        let last_index = member.durable.last_index().max(process.node.status().last_index);
+        let copy = VolumeCopy { storage: member.storage.fork(seed), generation: process.boot.generation, last_index };
         member.copies.push(copy);
         if member.copies.len() > COPIES_MAX {
             member.copies.remove(0);

@@ -22,6 +22,7 @@ macro_rules! planted {
 mod bounds;
 mod clients;
 pub mod faults;
+mod forgetful;
 mod identity;
 pub mod ledger;
 mod lives;
@@ -32,6 +33,7 @@ pub mod net;
 pub mod oracle;
 mod process;
 pub mod rng;
+mod room;
 pub mod run;
 pub mod shrink;
 pub mod storage;

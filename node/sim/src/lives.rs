@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use quorate_log::{Boot, LogError, Progress, Verdict};
+use quorate_log::{Boot, LogError, Progress, ROOM_TOLD_EVERY_US, Rooms, Verdict};
 use quorate_raft::Node;
 use quorate_raft::io::Input;
 use quorate_raft::types::{Entry, Index, MemberId, Payload, WriteSeq};
@@ -20,9 +20,9 @@ const WRITES_AHEAD: u64 = 24;
 const REPAIR_ROUNDS_MAX: u32 = 3;
 
 impl Member {
-    /// A copy that is started again and again would pass for the original one day; by then it has been replaced.
+    /// A copy, or a log that lost its end, that is started again and again would pass for the original one day; by then it has been replaced.
     fn give_up_copy(&mut self) {
-        self.is_dead |= self.lost.is_some();
+        self.is_dead |= self.lost.is_some() || self.forgot.is_some();
     }
 
     /// The process runs on, and its clock with it.
@@ -131,7 +131,7 @@ impl World {
     pub fn restart(&mut self, id: MemberId) -> Result<(), Violation> {
         let now = self.now;
         let (seed, nonce) = (self.rng.next_u64(), self.rng.next_u64());
-        self.draw_timeout(id);
+        self.draw_settings(id);
         let cfg = self.cfg(id);
         #[cfg(feature = "mutants")]
         let ignores_engine = planted!(self, EngineAheadNotMarked);
@@ -184,7 +184,7 @@ impl World {
         };
         let under_way = std::mem::take(&mut member.under_way);
         let adopted = recovered.entries.is_empty() && recovered.snapshot == member.storage.engine.0;
-        let is_impostor = member.lost.is_some();
+        let is_impostor = member.lost.is_some() || member.forgot.is_some();
         if is_impostor || adopted && member.durable.snapshot != recovered.snapshot {
             // The engine was beyond the log, so what the log held before no longer matters; or the volume is another.
             member.durable = crate::oracle::Durable {
@@ -222,6 +222,10 @@ impl World {
             led_upto: WriteSeq(0),
             held: VecDeque::new(),
             staged: None,
+            rooms: Rooms::default(),
+            led_since: None,
+            low_since: None,
+            watches_lease: false,
             installing: None,
             persisting: false,
             latest: time,
@@ -232,7 +236,10 @@ impl World {
             reads_ready: Vec::new(),
         });
         member.was_repaired = false;
+        let life = member.life;
         self.say(|| format!("{id} starts"));
+        let first = self.rng.below(ROOM_TOLD_EVERY_US);
+        self.at(now + first, Event::TellRoom { member: id, life });
         if meta.index > committed {
             self.input(id, Input::Persisted { meta })?;
         }

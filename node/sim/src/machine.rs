@@ -139,6 +139,11 @@ fn answer(response: Response) -> Answer {
     }
 }
 
+/// Whether carrying out the call can make the state larger.
+pub fn grows(call: &Call) -> bool {
+    !matches!(call, Call::Range { .. }) && command(call).grows()
+}
+
 /// What the store is asked for a call that writes. The simulated clients make no other forms.
 fn command(call: &Call) -> Command {
     match call {

@@ -54,6 +54,8 @@ mutants! {
     WriteErrorIgnored = "write-error-ignored",
     /// The checksum of a frame is not compared.
     FrameUnchecked = "frame-unchecked",
+    /// A leader takes what grows though no majority has room.
+    GrowthNotRefused = "growth-not-refused",
     /// A read is answered from a state that is not there yet.
     ReadBeforeApplied = "read-before-applied",
     /// Watchers are not told to read history after a snapshot moved the state.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use quorate_log::{Boot, LogError, Verdict};
+use quorate_log::{Boot, LogError, Rooms, Verdict};
 use quorate_raft::Node;
 use quorate_raft::io::{Effect, Event as CoreEvent, Input, Outcome};
 use quorate_raft::types::{
@@ -71,6 +71,13 @@ pub(crate) struct Process {
     pub(crate) led_upto: WriteSeq,
     pub(crate) held: VecDeque<(WriteSeq, MemberId, Msg)>,
     pub(crate) staged: Option<(SnapMeta, Machine)>,
+    /// What members told of their room, and since when this one leads.
+    pub(crate) rooms: Rooms,
+    pub(crate) led_since: Option<u64>,
+    /// Since when its volume is nearly full, as looked at from outside.
+    pub(crate) low_since: Option<u64>,
+    /// The end of its lease is on the calendar.
+    pub(crate) watches_lease: bool,
     pub(crate) installing: Option<(SnapMeta, Machine)>,
     /// The engine is making a state durable.
     pub(crate) persisting: bool,
@@ -154,6 +161,11 @@ impl World {
             let latest = process.latest;
             process.watch.before(latest, &input, &process.node);
             let is_tick = matches!(input, Input::Tick);
+            if is_tick {
+                // A read that arrived at this instant comes before the tick.
+                self.check_lease(id)?;
+            }
+            let Some(process) = self.process(id) else { return Ok(()) };
             process.node.step(time, input, &mut effects);
             let deadline = process.node.deadline();
             hold!(
@@ -170,6 +182,7 @@ impl World {
         }
         self.maybe_persist(id)?;
         self.start_flush(id);
+        self.watch_lease(id);
         self.plan_wake(id);
         Ok(())
     }
@@ -225,6 +238,10 @@ impl World {
                 self.oracle.leader(term, id)?;
                 self.mix(term);
                 self.count("elections");
+                let now = self.now;
+                if let Some(process) = self.process(id) {
+                    process.led_since = Some(now);
+                }
                 if self.shape.eager_changes && self.rng.chance(200) {
                     self.at(self.now + 50, Event::Eager { member: id });
                 }
@@ -250,7 +267,7 @@ impl World {
                 }
             }
             CoreEvent::Reverted { held, last_index } => {
-                let is_true = member.lost.is_some() || member.is_rotten || member.is_lying;
+                let is_true = member.lost.is_some() || member.is_rotten || member.is_lying || member.forgot.is_some();
                 hold!(
                     is_true,
                     "I1 {id} is told that it ends at {last_index} and held {held}, and nothing happened to it"
@@ -258,6 +275,7 @@ impl World {
                 self.count("reverted member stopped");
                 self.at(self.now, Event::Halt { member: id });
             }
+            CoreEvent::BecamePreCandidate { .. } | CoreEvent::BecameCandidate { .. } => self.give_up_forgetful(),
             CoreEvent::Removed { .. } => self.count("members told they are removed"),
             _ => {}
         }
@@ -384,7 +402,10 @@ impl World {
         let holds = |durable: &Durable| {
             durable.snapshot.index >= entry.index || durable.term_at(entry.index) == Some(entry.term)
         };
-        let promised = |m: &Member| holds(m.lost.as_ref().unwrap_or(&m.durable));
+        let promised = |m: &Member| {
+            let forgotten = m.forgot.as_ref().map(|forgot| &forgot.durable);
+            holds(m.lost.as_ref().or(forgotten).unwrap_or(&m.durable))
+        };
         let holders = self.members.iter().filter(|(_, m)| promised(m)).map(|(id, _)| *id).collect();
         Oracle::on_a_quorum(entry, config, &holders)
     }
@@ -717,9 +738,40 @@ impl World {
         self.answer_reads(id)
     }
 
-    /// While a lease holds, a majority of each half gives nobody its vote.
+    /// Looks at a lease again just before it ends: if something is wrong with it, then there.
+    fn watch_lease(&mut self, id: MemberId) {
+        let now = self.now;
+        if self.shape.leases.is_none() {
+            return;
+        }
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let (clock, life) = (member.clock, member.life);
+        let Some(process) = member.process.as_mut().filter(|p| p.node.is_leader() && !p.watches_lease) else { return };
+        let until = process.node.status().lease_until.filter(|until| *until > process.latest);
+        if let Some(until) = until.filter(|until| until.0 < u64::MAX) {
+            process.watches_lease = true;
+            self.at(clock.world_before(until, now).max(now + 1), Event::LeaseEnds { member: id, life });
+        }
+    }
+
+    pub(crate) fn lease_ends(&mut self, id: MemberId, life: u64) -> Result<(), Violation> {
+        let now = self.now;
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.life == life) else { return Ok(()) };
+        let time = member.clock.read(now);
+        let Some(process) = member.process.as_mut() else { return Ok(()) };
+        process.watches_lease = false;
+        process.latest = process.latest.max(time);
+        self.check_lease(id)?;
+        self.watch_lease(id);
+        Ok(())
+    }
+
+    /// I7: while a lease holds, a majority of each half gives nobody its vote. Source: Ongaro's thesis §6.4.1.
     fn check_lease(&self, id: MemberId) -> Result<(), Violation> {
         let Some(process) = self.members.get(&id).and_then(|m| m.process.as_ref()) else { return Ok(()) };
+        if self.shape.leases.is_none() || !process.node.is_leader() {
+            return Ok(());
+        }
         let status = process.node.status();
         if status.lease_until.is_none_or(|until| until <= process.latest) {
             return Ok(());
@@ -734,7 +786,7 @@ impl World {
             let count = voters.iter().filter(refuses).count();
             hold!(
                 voters.is_empty() || count > voters.len() / 2,
-                "I2 {id} reads under a lease in term {}, though only {count} of {voters:?} refuse to vote",
+                "I7 {id} holds a lease in term {}, though only {count} of {voters:?} refuse to vote",
                 status.term
             );
         }

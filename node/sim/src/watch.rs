@@ -37,6 +37,8 @@ pub struct Watch {
     asked_with: (Term, Index),
     commit_before: Index,
     voters_before: [BTreeSet<MemberId>; 2],
+    /// Whoever sent an append or heartbeat of a lower term and must hear the own one.
+    to_answer: Option<MemberId>,
     /// It led before the current input, and what its term was then.
     has_led: bool,
     term_before: Term,
@@ -61,6 +63,7 @@ impl Watch {
             asked_with: (0, 0),
             commit_before: 0,
             voters_before: Default::default(),
+            to_answer: None,
             has_led: false,
             term_before: 0,
         }
@@ -79,6 +82,12 @@ impl Watch {
             // The engine speaks for itself.
             Input::Persisted { .. } | Input::Installed { .. } => Index::MAX,
             _ => node.commit(),
+        };
+        self.to_answer = match input {
+            Input::Msg { from, msg: Msg::Append { term, .. } | Msg::Heartbeat { term, .. } } => {
+                (*term < node.term() && !node.status().has_failed).then_some(*from)
+            }
+            _ => None,
         };
         self.has_led = node.is_leader();
         self.term_before = node.term();
@@ -123,6 +132,11 @@ impl Watch {
     /// A message that was just emitted, whether or not it may leave at once.
     pub fn emitted(&mut self, now: Time, to: MemberId, msg: &Msg, node: &Node) -> Result<(), Violation> {
         let id = self.id;
+        if let Msg::AppendReject { term, .. } | Msg::HeartbeatReply { term, .. } = msg
+            && *term == node.term()
+        {
+            self.to_answer.take_if(|asked| *asked == to);
+        }
         match msg {
             Msg::VoteReply { granted: true, .. } | Msg::PreVoteReply { granted: true, .. } => {
                 let status = node.status();
@@ -193,6 +207,10 @@ impl Watch {
     /// After the step.
     pub fn after(&mut self, now: Time, node: &Node) -> Result<(), Violation> {
         let id = self.id;
+        if let Some(stale) = self.to_answer {
+            let term = node.term();
+            return Err(Violation(format!("I5 {id} lets {stale} lead a term that is over, its own is {term}")));
+        }
         if !node.is_leader() {
             self.leading_since = None;
             let matched = if self.matched.0 == node.term() { self.matched.1 } else { 0 };

@@ -55,6 +55,8 @@ pub struct Shape {
     pub eager_changes: bool,
     /// Lease reads are on: clocks keep to the drift that is allowed, and run on while a guest is paused.
     pub leases: Option<LeaseCfg>,
+    /// Lease reads are switched on or off with restarts, one member after the other.
+    pub mixed_leases: bool,
     /// Election timeouts are changed with restarts, one member after the other.
     pub mixed_timeouts: bool,
     pub watchers: usize,
@@ -88,6 +90,23 @@ pub(crate) enum Event {
         flush: u64,
     },
     Apply {
+        member: MemberId,
+        life: u64,
+    },
+    /// A member measures its volume and tells its leader.
+    TellRoom {
+        member: MemberId,
+        life: u64,
+    },
+    /// It hears whether another member's volume is nearly full.
+    Room {
+        from: MemberId,
+        to: MemberId,
+        boot: Boot,
+        is_low: bool,
+    },
+    /// The last instant of a lease, unless it was made longer.
+    LeaseEnds {
         member: MemberId,
         life: u64,
     },
@@ -154,10 +173,12 @@ impl Event {
             | Event::Flushed { member, .. }
             | Event::StallCheck { member, .. }
             | Event::Apply { member, .. }
+            | Event::LeaseEnds { member, .. }
+            | Event::TellRoom { member, .. }
             | Event::Installed { member, .. }
             | Event::Persisted { member, .. }
             | Event::PeerGone { member, .. } => Some(*member),
-            Event::Deliver { to, .. } | Event::SnapshotArrives { to, .. } => Some(*to),
+            Event::Deliver { to, .. } | Event::Room { to, .. } | Event::SnapshotArrives { to, .. } => Some(*to),
             Event::Client { .. }
             | Event::ClientTimeout { .. }
             | Event::Watcher { .. }
@@ -200,6 +221,11 @@ impl Clock {
     pub(crate) fn rate(&self) -> u64 {
         self.rate
     }
+    /// The last instant of the world at which this clock reads less than `local`.
+    pub(crate) fn world_before(&self, local: Time, now: u64) -> u64 {
+        let ahead = local.0.saturating_sub(self.read(now).0);
+        (now + (ahead * 1000).div_ceil(self.rate.max(1))).saturating_sub(1)
+    }
     pub(crate) fn is_true(&self) -> bool {
         self.rate == 1000
     }
@@ -216,6 +242,8 @@ pub struct Member {
     pub(crate) life: u64,
     /// Its election timeout, and that of its last run.
     pub(crate) election_us: (u64, u64),
+    /// It goes by leases, if the cluster does.
+    pub(crate) has_leases: bool,
     pub(crate) process: Option<Process>,
     pub(crate) paused: bool,
     /// The newest start of each other member it has seen, kept durably.
@@ -224,6 +252,8 @@ pub struct Member {
     pub(crate) copies: Vec<VolumeCopy>,
     /// It runs on an old copy or an empty disk under its old id: what it held before, as it was promised.
     pub(crate) lost: Option<Durable>,
+    /// Its log lost what it had promised, and nobody has told it yet.
+    pub(crate) forgot: Option<Forgot>,
     /// Flushes of its log keep nothing.
     pub(crate) is_lying: bool,
     /// Its next start meets a read that fails.
@@ -241,12 +271,21 @@ pub struct Member {
     pub(crate) under_way: Vec<(WriteSeq, Record)>,
 }
 
+/// What a member's log had promised and lost, and since when.
+#[derive(Debug)]
+pub(crate) struct Forgot {
+    pub(crate) durable: Durable,
+    pub(crate) since: u64,
+}
+
 /// A copy of a member's volume, as a backup or a clone of it.
 #[derive(Debug)]
 pub(crate) struct VolumeCopy {
     pub(crate) storage: Storage,
     /// Starts of the data directory when it was taken.
     pub(crate) generation: u64,
+    /// Where its log ends at the latest.
+    pub(crate) last_index: Index,
 }
 
 #[derive(Debug)]
@@ -275,6 +314,8 @@ pub struct World {
     /// Changes that must be refused, whatever the state.
     pub(crate) must_refuse: BTreeSet<Token>,
     pub(crate) watchers: Vec<Watcher>,
+    /// Since when the network is whole, as looked at now and then.
+    pub(crate) net_calm_since: Option<u64>,
     /// Since when nothing was wrong that could keep a majority from serving.
     pub(crate) calm_since: Option<u64>,
     pub(crate) last_ack: u64,
@@ -333,6 +374,7 @@ impl World {
             hash: 0,
             must_refuse: BTreeSet::new(),
             watchers: Vec::new(),
+            net_calm_since: None,
             calm_since: None,
             last_ack: 0,
             terms: Vec::new(),
@@ -360,11 +402,13 @@ impl World {
             rate_before: None,
             life: 0,
             election_us: (ELECTION_US[0], ELECTION_US[0]),
+            has_leases: true,
             process: None,
             paused: false,
             seen: BTreeMap::new(),
             copies: Vec::new(),
             lost: None,
+            forgot: None,
             is_lying: false,
             read_fails: false,
             was_repaired: false,
@@ -495,12 +539,17 @@ impl World {
                     return Ok(());
                 }
                 self.say(|| format!("{from} -> {to}: {msg:?}"));
-                self.input(to, Input::Msg { from, msg })
+                let word = if let Msg::YourLogReverted { held, .. } = msg { Some(held) } else { None };
+                self.input(to, Input::Msg { from, msg })?;
+                word.map_or(Ok(()), |held| self.must_have_stopped(to, held))
             }
             Event::PeerGone { member, peer } => self.input(member, Input::PeerGone { peer }),
             Event::Flushed { member, life, flush } => self.flushed(member, life, flush),
             Event::StallCheck { member, life, flush } => self.check_stall(member, life, flush),
             Event::Apply { member, life } => self.apply(member, life),
+            Event::TellRoom { member, life } => self.tell_room(member, life),
+            Event::Room { from, to, boot, is_low } => self.hear_room(from, to, boot, is_low),
+            Event::LeaseEnds { member, life } => self.lease_ends(member, life),
             Event::Installed { member, life, index } => self.installed(member, life, index),
             Event::Client { client } => self.client(client),
             Event::ClientTimeout { ticket } => {
@@ -546,21 +595,25 @@ impl World {
         self.members.get_mut(&id)?.process.as_mut()
     }
 
-    /// A member starts, perhaps with another election timeout than before.
-    pub(crate) fn draw_timeout(&mut self, id: MemberId) {
+    /// A member starts, perhaps with other settings than before.
+    pub(crate) fn draw_settings(&mut self, id: MemberId) {
         let draw = self.shape.mixed_timeouts.then(|| self.rng.chance(500));
+        let has_leases = !self.shape.mixed_leases || self.rng.chance(500);
         let Some(member) = self.members.get_mut(&id).filter(|member| member.process.is_none()) else { return };
+        member.has_leases = has_leases;
         if let Some(is_long) = draw {
             member.election_us = (ELECTION_US[usize::from(is_long)], member.election_us.0);
         }
     }
 
     pub(crate) fn cfg(&self, id: MemberId) -> Cfg {
-        let (now_us, before_us) = self.members.get(&id).map_or((ELECTION_US[0], ELECTION_US[0]), |m| m.election_us);
+        let member = self.members.get(&id);
+        let (now_us, before_us) = member.map_or((ELECTION_US[0], ELECTION_US[0]), |m| m.election_us);
+        let has_leases = member.is_none_or(|m| m.has_leases);
         Cfg {
             election_us: (now_us, 2 * now_us),
             start_refusal_us: now_us.max(before_us),
-            leases: self.shape.leases,
+            leases: self.shape.leases.filter(|_| has_leases),
             keep_entries: self.shape.keep_entries,
             max_append_bytes: self.shape.max_append_bytes,
             inflight_bytes_max: self.shape.inflight_bytes_max,
@@ -582,6 +635,10 @@ impl World {
         let now = self.now;
         if let Some(member) = self.members.get_mut(&id) {
             member.clock.jump(now, by_us);
+            if let Some(process) = member.process.as_mut() {
+                // What others told of their room may seem to be long ago.
+                (process.low_since, process.led_since) = (None, process.led_since.map(|_| now));
+            }
         }
         self.plan_wake(id);
     }
@@ -639,7 +696,8 @@ impl World {
     /// Whether one more voter can be lost for good: without a majority of intact copies the right answer is to refuse.
     pub fn may_lose(&self, id: MemberId) -> bool {
         let voters = &self.config().voters;
-        let is_gone = |member: &Member| member.is_dead || member.is_lying || member.lost.is_some();
+        let is_gone =
+            |member: &Member| member.is_dead || member.is_lying || member.lost.is_some() || member.forgot.is_some();
         let gone = voters.iter().filter(|id| self.members.get(id).is_some_and(is_gone)).count();
         voters.contains(&id) && gone < voters.len().saturating_sub(1) / 2 && self.is_config_settled()
     }
