@@ -221,6 +221,7 @@ pub(crate) struct Driver {
     held: Held,
     published: Time,
     elections: u64,
+    led_since: Time,
     failover_count: u64,
     last_failover_ms: u64,
     /// Whether a leader was known and then lost since this process started: only then is a new one a failover.
@@ -257,6 +258,7 @@ impl Driver {
             held: Held::default(),
             published: Time(0),
             elections: 0,
+            led_since: Time(0),
             failover_count: 0,
             last_failover_ms: 0,
             had_leader: false,
@@ -748,6 +750,7 @@ impl Driver {
         match &event {
             Event::BecameLeader { term } => {
                 self.elections += 1;
+                self.led_since = now;
                 self.tell_room(now);
                 tracing::info!(term, "became leader");
             }
@@ -810,6 +813,7 @@ impl Driver {
             raft: self.node.status(),
             at_us: now.0,
             elections: self.elections,
+            led_since_us: self.led_since.0,
             failover_count: self.failover_count,
             last_failover_ms: self.last_failover_ms,
             is_activated: self.out.activation.is_activated,

@@ -67,6 +67,8 @@ pub struct NodeStatus {
     /// When this was taken.
     pub at_us: u64,
     pub elections: u64,
+    /// When this member last became leader; it may have stopped leading since.
+    pub led_since_us: u64,
     pub failover_count: u64,
     pub last_failover_ms: u64,
     pub is_activated: bool,

@@ -192,6 +192,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
             raft: node.status(),
             at_us: clock::now().0,
             elections: 0,
+            led_since_us: 0,
             failover_count: 0,
             last_failover_ms: 0,
             is_activated: activation.is_activated,

@@ -318,6 +318,7 @@ fn member_word(answer: wire::StatusResponse, record: &MemberRecord, pod_uid: Str
         own_term_committed: answer.own_term_committed,
         own_term_applied: answer.own_term_applied,
         quorum_confirmed_age_ms: answer.quorum_confirmed_age_ms,
+        led_ms: answer.led_ms,
         config_at: ConfigAt { incarnation: at.incarnation, term: at.term, index: at.index },
         change_in_flight: answer.change_in_flight,
         joint: answer.joint,

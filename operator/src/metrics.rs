@@ -386,6 +386,7 @@ mod tests {
             own_term_index: 0,
             own_term_committed: true,
             own_term_applied: true,
+            led_ms: 0,
             quorum_confirmed_age_ms: 0,
             config_at: ConfigAt { incarnation: 1, term, index },
             change_in_flight: false,

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use quorate_api::{ConsistentCluster, ConsistentClusterSpec};
+use quorate_api::{
+    ConsistentCluster, ConsistentClusterSpec, FailureDomainKey, PodTemplate, TaintEffect, Toleration,
+    TolerationOperator,
+};
 use quorate_operator::kubernetes::objects::{self, LeaderEndpoint, RecordFacts};
 use quorate_operator::kubernetes::observe;
 use quorate_plan::{Intent, RetireReason, Running, StartAs, ValidatedCluster};
@@ -40,6 +43,43 @@ fn golden(name: &str, object: &impl Serialize) {
 #[test]
 fn a_record() {
     golden("stateful_set", &objects::stateful_set(&cluster(), facts(None, &[])));
+}
+
+#[test]
+fn a_pod_is_placed_as_the_spec_says() {
+    let with = |change: fn(&mut ConsistentClusterSpec)| {
+        let mut wanted = ConsistentCluster::new("orders", ConsistentClusterSpec::default());
+        change(&mut wanted.spec);
+        let Intent::Run(cluster) = Intent::of(&wanted) else { panic!("the spec is refused") };
+        objects::pod_template(&cluster, facts(None, &[])).spec.unwrap()
+    };
+    let zones = with(|spec| spec.topology.failure_domain_keys = vec![FailureDomainKey::Zone]);
+    assert!(zones.affinity.is_none() && zones.topology_spread_constraints.is_some());
+    let nodes = with(|spec| spec.topology.failure_domain_keys = vec![FailureDomainKey::Hostname]);
+    assert!(nodes.affinity.is_some() && nodes.topology_spread_constraints.is_none());
+    let placed = with(|spec| {
+        spec.options.quota_backend_bytes = Some("1Gi".into());
+        spec.pod_template = PodTemplate {
+            node_selector: [("disk".to_owned(), "fast".to_owned())].into(),
+            tolerations: vec![Toleration {
+                key: Some("stateful".into()),
+                operator: TolerationOperator::Exists,
+                effect: Some(TaintEffect::NoExecute),
+                toleration_seconds: Some(30),
+                ..Toleration::default()
+            }],
+            priority_class_name: Some("data".into()),
+        };
+    });
+    let args = placed.containers[0].args.clone().unwrap();
+    assert!(args.contains(&"--quota-backend-bytes=1073741824".to_owned()), "{args:?}");
+    let shown = serde_json::to_value(&placed).unwrap();
+    assert_eq!(shown["nodeSelector"], serde_json::json!({"disk": "fast"}));
+    let toleration = serde_json::json!([
+        {"key": "stateful", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    ]);
+    assert_eq!(shown["tolerations"], toleration);
+    assert_eq!(shown["priorityClassName"], "data");
 }
 
 #[test]

@@ -162,6 +162,7 @@ impl Admin for Api {
             disk_free_bytes: self.handle().disk().free_bytes(),
             disk_low: self.handle().disk().is_low(),
             rot_open: self.handle().disk().rot_open(),
+            led_ms: if is_leader { age_ms(now_us, status.led_since_us) } else { 0 },
             tls: self.tls().planes().into_iter().map(|plane| tls_plane(plane)).collect(),
         }))
     }

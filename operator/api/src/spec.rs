@@ -2,6 +2,8 @@
 //!
 //! Schema and CEL refuse at the door what they can see; the planner's validation refuses the rest, without effect.
 
+use std::collections::BTreeMap;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -80,6 +82,12 @@ pub struct ConsistentClusterSpec {
     #[serde(default)]
     pub topology: Topology,
     #[serde(default)]
+    pub repair: Repair,
+    #[serde(default)]
+    pub options: Options,
+    #[serde(default)]
+    pub pod_template: PodTemplate,
+    #[serde(default)]
     pub disruption: Disruption,
     #[serde(default)]
     pub tls: Tls,
@@ -97,6 +105,9 @@ impl Default for ConsistentClusterSpec {
             timing: Timing::default(),
             resources: Resources::default(),
             topology: Topology::default(),
+            repair: Repair::default(),
+            options: Options::default(),
+            pod_template: PodTemplate::default(),
             disruption: Disruption::default(),
             tls: Tls::default(),
         }
@@ -110,6 +121,9 @@ fn default_image() -> String {
     DEFAULT_IMAGE.to_owned()
 }
 fn default_progress_deadline() -> String {
+    "10m".to_owned()
+}
+fn default_replace_unhealthy_after() -> String {
     "10m".to_owned()
 }
 fn default_size() -> String {
@@ -128,12 +142,68 @@ pub enum Approval {
 }
 
 /// Where members run.
-#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.podAntiAffinity != 'Required' || self.failureDomainKeys.exists(key, key == 'kubernetes.io/hostname')")
+        .message("spec.topology: podAntiAffinity Required keeps members on nodes of their own; add kubernetes.io/hostname to failureDomainKeys, or set Preferred")
+)]
 pub struct Topology {
-    /// Whether two members may share a node. Zones are always spread over as evenly as there is room.
+    /// Labels of nodes that say what fails together. Members are spread over each of them, and no replacement gives one of
+    /// them a majority of the voters.
+    #[serde(default = "FailureDomainKey::all")]
+    #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "set"))]
+    pub failure_domain_keys: Vec<FailureDomainKey>,
+    /// Whether two members may share a node. Zones are spread over as evenly as there is room.
     #[serde(default)]
     pub pod_anti_affinity: PodAntiAffinity,
+}
+
+impl Default for Topology {
+    fn default() -> Self {
+        Topology { failure_domain_keys: FailureDomainKey::all(), pod_anti_affinity: PodAntiAffinity::default() }
+    }
+}
+
+/// A label of nodes whose value names a failure domain.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailureDomainKey {
+    #[serde(rename = "topology.kubernetes.io/zone")]
+    Zone,
+    #[serde(rename = "kubernetes.io/hostname")]
+    Hostname,
+}
+
+impl FailureDomainKey {
+    /// The widest first.
+    pub fn all() -> Vec<FailureDomainKey> {
+        vec![FailureDomainKey::Zone, FailureDomainKey::Hostname]
+    }
+
+    /// The label as nodes carry it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureDomainKey::Zone => "topology.kubernetes.io/zone",
+            FailureDomainKey::Hostname => "kubernetes.io/hostname",
+        }
+    }
+}
+
+/// What is done about members without being asked.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Repair {
+    /// How long neither the leader nor the operator may hear a member before another takes its place, such as 10m; at least
+    /// 1m, or 0s for never. Only while the others are a quorum. A member whose volume is lost is replaced at once.
+    #[serde(default = "default_replace_unhealthy_after")]
+    #[schemars(length(max = 10), regex(pattern = r"^(0s|[1-9][0-9]{0,5}(s|m|h))$"))]
+    pub replace_unhealthy_after: String,
+}
+
+impl Default for Repair {
+    fn default() -> Self {
+        Repair { replace_unhealthy_after: default_replace_unhealthy_after() }
+    }
 }
 
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -265,6 +335,71 @@ pub struct ResourceAmounts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]{0,14}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
     pub memory: Option<String>,
+}
+
+/// Settings of the members' program.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Options {
+    /// Largest state of a member, which it holds in memory; writes that grow it are refused beyond. At least 16Mi; 2Gi when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]{0,14}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
+    pub quota_backend_bytes: Option<String>,
+}
+
+/// Where pods may be placed, beside what `topology` says. A change is rolled out member by member.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct PodTemplate {
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that are put up with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub tolerations: Vec<Toleration>,
+    /// An existing PriorityClass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+}
+
+/// As in a pod.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    /// The taint's key; every taint when absent, with operator Exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 316))]
+    pub key: Option<String>,
+    #[serde(default)]
+    pub operator: TolerationOperator,
+    /// The taint's value, with operator Equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub value: Option<String>,
+    /// Every effect when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+    /// How long a pod stays on a node that got the taint; for ever when absent. With effect NoExecute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub toleration_seconds: Option<i64>,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TolerationOperator {
+    #[default]
+    Equal,
+    Exists,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaintEffect {
+    NoSchedule,
+    PreferNoSchedule,
+    NoExecute,
 }
 
 /// How voluntary disruptions of pods by others are limited.

@@ -47,6 +47,22 @@ fn defaults_are_accepted_and_names_are_bounded() {
 }
 
 #[test]
+fn members_apart_need_nodes_among_the_failure_domains() {
+    use quorate_api::{FailureDomainKey, PodAntiAffinity};
+    let with = |keys: Vec<FailureDomainKey>, apart| {
+        cluster("orders", move |spec| {
+            spec.topology.failure_domain_keys = keys;
+            spec.topology.pod_anti_affinity = apart;
+        })
+    };
+    accepted(&with(FailureDomainKey::all(), PodAntiAffinity::Required));
+    accepted(&with(vec![FailureDomainKey::Zone], PodAntiAffinity::Preferred));
+    accepted(&with(Vec::new(), PodAntiAffinity::Preferred));
+    let words = ["podAntiAffinity", "kubernetes.io/hostname", "Preferred"];
+    refused(&with(vec![FailureDomainKey::Zone], PodAntiAffinity::Required), &words);
+}
+
+#[test]
 fn timing_is_whole_and_leaves_three_heartbeats() {
     accepted(&cluster("orders", custom(Some("50ms"), Some("150ms"))));
     accepted(&cluster("orders", custom(Some("500ms"), Some("2s"))));

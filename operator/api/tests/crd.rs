@@ -43,8 +43,10 @@ fn schemas<'a>(path: &str, schema: &'a Value, found: &mut Vec<(String, &'a Value
     if let Some(properties) = schema["properties"].as_object() {
         properties.iter().for_each(|(name, property)| schemas(&format!("{path}.{name}"), property, found));
     }
-    if schema["items"].is_object() {
-        schemas(&format!("{path}[]"), &schema["items"], found);
+    for (key, shown) in [("items", "[]"), ("additionalProperties", "{}")] {
+        if schema[key].is_object() {
+            schemas(&format!("{path}{shown}"), &schema[key], found);
+        }
     }
 }
 
@@ -64,7 +66,12 @@ fn every_field_of_the_spec_is_typed_bounded_and_no_field_is_open() {
                 );
             }
             Some("integer") => assert!(schema["maximum"].is_number(), "{path} is a number without a limit"),
-            Some("object" | "boolean") => {}
+            Some("array") => assert!(schema["maxItems"].is_u64(), "{path} is a list without a limit"),
+            Some("object") => {
+                let keyed = schema["additionalProperties"].is_object();
+                assert!(!keyed || schema["maxProperties"].is_u64(), "{path} is a map without a limit");
+            }
+            Some("boolean") => {}
             other => panic!("{path} has type {other:?}"),
         }
     }

@@ -68,7 +68,8 @@ fn begins(step: &Step) -> bool {
     match step {
         // A record that comes back is no beginning: its member is in the configuration.
         Step::CreateMember { purpose, .. } => !matches!(purpose, RecordFor::Returning(_)),
-        Step::MarkRetiring { reason, .. } => *reason != RetireReason::Abandoned,
+        // For one that is silent, the new member was the beginning.
+        Step::MarkRetiring { reason, .. } => !matches!(reason, RetireReason::Abandoned | RetireReason::Unreachable),
         Step::GrowVolume { .. } => true,
         _ => false,
     }

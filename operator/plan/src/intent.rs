@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 use quorate_api::names;
 use quorate_api::spec::{NAME_BYTES_MAX, REPLICAS_MAX, REPLICAS_MIN};
 use quorate_api::{
-    Approval, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Keep, PodAntiAffinity, PodDisruptionBudget,
-    Requests, ResourceAmounts, TimingProfile, TlsMode, TlsPlane, units,
+    Approval, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, FailureDomainKey, Keep, Options, PodAntiAffinity,
+    PodDisruptionBudget, PodTemplate, Requests, ResourceAmounts, TaintEffect, TimingProfile, TlsMode, TlsPlane,
+    Toleration, TolerationOperator, Topology, units,
 };
 
 /// What is to be done about one ConsistentCluster.
@@ -69,9 +70,16 @@ pub struct ValidatedCluster {
     /// The plan a person allowed, by its hash.
     pub approved: Option<String>,
     pub progress_deadline_ms: u64,
+    /// What fails together, the widest first.
+    pub domains: Vec<FailureDomainKey>,
     pub apart: PodAntiAffinity,
+    /// How long a member may be silent before it is replaced; nothing for ever.
+    pub replace_after_ms: Option<u64>,
     pub storage: StorageIntent,
     pub timing: TimingIntent,
+    /// Largest state in bytes; the members' own default when absent.
+    pub quota_bytes: Option<u64>,
+    pub pods: PodTemplate,
     pub requests: ResourceAmounts,
     pub limits: ResourceAmounts,
     pub budget: PodDisruptionBudget,
@@ -128,6 +136,12 @@ const LAN: TimingIntent = TimingIntent { heartbeat_ms: 50, election_ms: 150 };
 const WAN: TimingIntent = TimingIntent { heartbeat_ms: 100, election_ms: 1_000 };
 /// Slower than this is a mistake in the unit.
 const ELECTION_MS_MAX: u64 = 60_000;
+/// Less holds no more than a few requests of the largest size.
+const QUOTA_BYTES_MIN: u64 = 16 << 20;
+/// Entries of each list about where pods may be placed.
+const PLACEMENTS_MAX: usize = 16;
+/// A pod that is made anew is silent for a while, and a copy of everything is dear.
+const REPLACE_AFTER_MS_MIN: u64 = 60_000;
 /// Faster than this, scheduling noise alone starts elections.
 const HEARTBEAT_MS_MIN: u64 = 5;
 
@@ -178,9 +192,21 @@ impl ValidatedCluster {
         let (requests, limits) = (amounts(&self.requests), amounts(&self.limits));
         let mut parts = vec![apart, &self.image, &heartbeat_ms, &election_ms, &requests, &limits];
         let tls = self.tls.shown();
+        let quota = self.quota_bytes.map(|bytes| format!("quota/{bytes}"));
         // Members that never heard of TLS are not restarted for it.
         if self.tls.admin() != TlsMode::Disabled {
             parts.push(&tls);
+        }
+        if let Some(quota) = &quota {
+            parts.push(quota);
+        }
+        let pods = format!("{:?}", self.pods);
+        if self.pods != PodTemplate::default() {
+            parts.push(&pods);
+        }
+        let domains = format!("{:?}", self.domains);
+        if self.domains != FailureDomainKey::all() {
+            parts.push(&domains);
         }
         hash(&parts)
     }
@@ -230,6 +256,9 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         timing,
         resources,
         topology,
+        repair,
+        options,
+        pod_template,
         disruption,
         tls,
     } = spec;
@@ -250,7 +279,11 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         problems.push(format!("spec.progressDeadline is {progress_deadline:?}; write a time such as 10m"));
         0
     });
+    let domains = check_topology(topology, &mut problems);
+    let replace_after_ms = check_replace_after(&repair.replace_unhealthy_after, &mut problems);
     let timing = check_timing(timing, &mut problems);
+    let quota_bytes = check_quota(options, &mut problems);
+    check_pods(pod_template, &mut problems);
     check_resources(&resources.requests, "requests", &mut problems);
     check_resources(&resources.limits, "limits", &mut problems);
     check_requests_within_limits(&resources.requests, &resources.limits, &mut problems);
@@ -269,7 +302,9 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         approval: *approval,
         approved: None,
         progress_deadline_ms,
+        domains,
         apart: topology.pod_anti_affinity,
+        replace_after_ms,
         storage: StorageIntent {
             size_bytes,
             size: storage.size.clone(),
@@ -279,12 +314,91 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
             removed_member: storage.removed_member,
         },
         timing,
+        quota_bytes,
+        pods: pod_template.clone(),
         requests: resources.requests.clone(),
         limits: resources.limits.clone(),
         budget: disruption.pod_disruption_budget,
         tls,
         asked: Requests::default(),
     })
+}
+
+fn check_topology(topology: &Topology, problems: &mut Vec<String>) -> Vec<FailureDomainKey> {
+    let Topology { failure_domain_keys, pod_anti_affinity } = topology;
+    let mut domains = failure_domain_keys.clone();
+    domains.sort_unstable();
+    domains.dedup();
+    if domains.len() < failure_domain_keys.len() {
+        problems.push("spec.topology.failureDomainKeys names a label twice; name each once".to_owned());
+    }
+    if *pod_anti_affinity == PodAntiAffinity::Required && !domains.contains(&FailureDomainKey::Hostname) {
+        problems.push(
+            "spec.topology.podAntiAffinity is Required without kubernetes.io/hostname in failureDomainKeys; add it, or set \
+             Preferred"
+                .to_owned(),
+        );
+    }
+    domains
+}
+
+fn check_quota(options: &Options, problems: &mut Vec<String>) -> Option<u64> {
+    let Options { quota_backend_bytes } = options;
+    let text = quota_backend_bytes.as_ref()?;
+    let bytes = units::size_bytes(text).filter(|bytes| *bytes >= QUOTA_BYTES_MIN);
+    if bytes.is_none() {
+        problems
+            .push(format!("spec.options.quotaBackendBytes is {text:?}; write a size of at least 16Mi, such as 8Gi"));
+    }
+    bytes
+}
+
+/// What Kubernetes would refuse long after the edit.
+fn check_pods(pods: &PodTemplate, problems: &mut Vec<String>) {
+    let PodTemplate { node_selector, tolerations, priority_class_name } = pods;
+    let plain = |text: &str| text.len() <= 316 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+    if node_selector.len() > PLACEMENTS_MAX || tolerations.len() > PLACEMENTS_MAX {
+        problems.push(format!(
+            "spec.podTemplate has more than {PLACEMENTS_MAX} entries in nodeSelector or tolerations; use fewer"
+        ));
+    }
+    for (key, value) in node_selector {
+        if key.is_empty() || !plain(key) || !plain(value) {
+            problems
+                .push(format!("spec.podTemplate.nodeSelector has {key:?}: {value:?}; write a label as nodes carry it"));
+        }
+    }
+    for toleration in tolerations {
+        let Toleration { key, operator, value, effect, toleration_seconds } = toleration;
+        let words = key.iter().chain(value).all(|text| plain(text)) && key.as_deref() != Some("");
+        let exists = *operator == TolerationOperator::Exists;
+        if !words || (exists && value.is_some()) || (!exists && key.is_none()) {
+            problems.push(format!(
+                "spec.podTemplate.tolerations has key {key:?}, operator {operator:?}, value {value:?}; Exists takes no value, \
+                 Equal takes a key"
+            ));
+        }
+        if toleration_seconds.is_some() && *effect != Some(TaintEffect::NoExecute) {
+            problems.push(
+                "spec.podTemplate.tolerations has tolerationSeconds without effect NoExecute; set both or neither"
+                    .to_owned(),
+            );
+        }
+    }
+    if let Some(name) = priority_class_name.as_ref().filter(|name| name.is_empty() || !plain(name)) {
+        problems.push(format!("spec.podTemplate.priorityClassName is {name:?}; name an existing PriorityClass"));
+    }
+}
+
+/// Nothing for never.
+fn check_replace_after(text: &str, problems: &mut Vec<String>) -> Option<u64> {
+    let after_ms = units::period_ms(text);
+    if after_ms.is_none_or(|ms| ms > 0 && ms < REPLACE_AFTER_MS_MIN) {
+        problems.push(format!(
+            "spec.repair.replaceUnhealthyAfter is {text:?}; write a time of at least 1m such as 10m, or 0s for never"
+        ));
+    }
+    after_ms.filter(|ms| *ms > 0)
 }
 
 fn check_plane(which: &str, plane: &TlsPlane, problems: &mut Vec<String>) -> PlaneIntent {

@@ -20,6 +20,7 @@ pub mod mutants;
 pub mod observation;
 mod outline;
 mod planner;
+mod repair;
 pub mod report;
 mod roll;
 mod sleep;

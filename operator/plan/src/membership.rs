@@ -11,6 +11,7 @@ use quorate_api::{ChangePolicy, Keep, names};
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{Deletion, MemberId, MemberRecord, MemberWord, RetireReason, Running, StartAs, Termination};
 use crate::planner::{Next, Pass, act, record_ref, volume_ref};
+use crate::repair::{crowds_domain, overdue};
 use crate::report::{Blocked, Decision, Operation, Waiting};
 use crate::roll::fix_template;
 use crate::step::{RecordFor, Step};
@@ -267,7 +268,8 @@ pub(crate) fn successor(pass: &Pass<'_>, leader: Leader<'_>) -> Option<MemberId>
 
 /// Brings one more member in, or drops one that is no longer wanted before it became a voter.
 pub(crate) fn grow(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
-    let keepers = pass.keepers(leader).len();
+    let silent = overdue(pass, leader);
+    let keepers = pass.keepers(leader).len() - usize::from(silent.is_some());
     let voter = |r: &MemberRecord| r.member_id.and_then(|id| leader.member(id)).is_some_and(|m| !m.is_learner);
     let mut coming: Vec<_> = pass.records().into_iter().filter(|r| r.retirement.is_none() && !voter(r)).collect();
     coming.sort_by_key(|r| (r.member_id.is_none(), r.created_ms, r.name.as_str()));
@@ -280,9 +282,12 @@ pub(crate) fn grow(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
     if wanted == 0 {
         return None;
     }
-    let replacing = pass.voter_records(leader).iter().any(|r| r.retirement.is_some());
+    let replacing = silent.is_some() || pass.voter_records(leader).iter().any(|r| r.retirement.is_some());
     let operation = if replacing { Operation::ReplaceMember } else { Operation::ScaleOut };
-    pass.operate(operation, coming.first().map(|r| r.name.as_str()));
+    // Before there is a new member, the operation is about the one that is silent.
+    let about = coming.first().copied().or(silent);
+    pass.operate(operation, about.map(|r| r.name.as_str()));
+    pass.silent = silent;
     if let Some(foreign) = leader.learners().find(|m| pass.record_of(m.id).is_none()) {
         return Some(Decision::Blocked(Blocked::ForeignLearner { id: foreign.id }));
     }
@@ -310,15 +315,18 @@ fn bring_in(pass: &mut Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> N
     if record.start.is_none() || record.running == Running::Stopped {
         return act(start(record, pass));
     }
+    let late = learner_is_late(pass, record).then(|| Decision::Act(mark(record, leader, RetireReason::Abandoned)));
     let behind = still_behind(pass, leader, record, id);
     match behind {
         Some(waiting) if !is_planted(Mutant::PromoteWithoutCatchUp) => {
             // A learner counts for nothing yet, so a spec that was corrected is taken at once.
-            let late =
-                learner_is_late(pass, record).then(|| Decision::Act(mark(record, leader, RetireReason::Abandoned)));
             fix_template(pass, record).or(late).or(Some(Decision::Wait(waiting)))
         }
-        _ => Some(make_voter(pass, leader, record, id)),
+        _ => Some(match make_voter(pass, leader, record, id) {
+            // The next one may be placed better.
+            crowding @ Decision::Wait(Waiting::DomainMajority { .. }) => late.unwrap_or(crowding),
+            decision => decision,
+        }),
     }
 }
 
@@ -358,7 +366,8 @@ pub(crate) fn leads_alone_and_leaves(pass: &Pass<'_>, leader: Leader<'_>) -> boo
 fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: MemberId) -> Decision {
     let mut leaving: Vec<_> = pass.voter_records(leader).into_iter().filter(|r| r.retirement.is_some()).collect();
     leaving.sort_by_key(|r| (r.member_id == Some(leader.id()), r.member_id.is_some_and(|id| leader.is_caught_up(id))));
-    let old = leaving.first().and_then(|r| r.member_id);
+    let silent = pass.silent.filter(|_| leaving.is_empty());
+    let old = leaving.first().copied().or(silent).and_then(|r| r.member_id);
     if old == Some(leader.id()) && successor(pass, leader).is_some() && !is_planted(Mutant::NoTransferFirst) {
         return pass.transfer_away(leader);
     }
@@ -369,6 +378,15 @@ fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: Me
         && !is_planted(Mutant::PromoteWithoutCatchUp)
     {
         return Decision::Wait(waiting);
+    }
+    if let Some(waiting) = old.and_then(|old| crowds_domain(pass, leader, id, old))
+        && !is_planted(Mutant::BuildDomainMajority)
+    {
+        return Decision::Wait(waiting);
+    }
+    // From here on it is decided, whoever comes back: the mark says so before anything is taken away.
+    if let Some(silent) = silent.filter(|_| !is_planted(Mutant::SwapUnmarked)) {
+        return Decision::Act(mark(silent, leader, RetireReason::Unreachable));
     }
     let (name, leader_id, expect, lag_max) = (record.name.clone(), leader.id(), leader.config_at(), LAG_ENTRIES_MAX);
     Decision::Act(match old {

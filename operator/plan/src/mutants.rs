@@ -49,10 +49,18 @@ pub enum Mutant {
     IgnoreApproval,
     /// Leaves every volume of the wrong size or class at once.
     MoveAllAtOnce,
+    /// Replaces a silent member whatever time has passed.
+    ReplaceTooSoon,
+    /// Replaces a silent member while nobody shows that the template works.
+    ReplaceUnproven,
+    /// Swaps a silent member out without a durable mark.
+    SwapUnmarked,
+    /// Lets a replacement give one zone a majority.
+    BuildDomainMajority,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 23] = [
+    pub const ALL: [Mutant; 27] = [
         Mutant::NoMarginBeforeRestart,
         Mutant::NoMarginBeforeRemoval,
         Mutant::PromoteWithoutCatchUp,
@@ -76,6 +84,10 @@ impl Mutant {
         Mutant::WakeWithoutLeavers,
         Mutant::IgnoreApproval,
         Mutant::MoveAllAtOnce,
+        Mutant::ReplaceTooSoon,
+        Mutant::ReplaceUnproven,
+        Mutant::SwapUnmarked,
+        Mutant::BuildDomainMajority,
     ];
 }
 

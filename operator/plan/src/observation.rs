@@ -164,10 +164,12 @@ pub enum RetireReason {
     Requested,
     /// Its volume is larger than wanted, or of another class.
     VolumeChange,
+    /// Nobody heard it for longer than `spec.repair.replaceUnhealthyAfter`.
+    Unreachable,
 }
 
 impl RetireReason {
-    pub const ALL: [RetireReason; 7] = [
+    pub const ALL: [RetireReason; 8] = [
         RetireReason::ScaleIn,
         RetireReason::Abandoned,
         RetireReason::Lost,
@@ -175,6 +177,7 @@ impl RetireReason {
         RetireReason::RemovedByHand,
         RetireReason::Requested,
         RetireReason::VolumeChange,
+        RetireReason::Unreachable,
     ];
 
     /// As written in the annotation.
@@ -187,6 +190,7 @@ impl RetireReason {
             RetireReason::RemovedByHand => "RemovedByHand",
             RetireReason::Requested => "Requested",
             RetireReason::VolumeChange => "VolumeChange",
+            RetireReason::Unreachable => "Unreachable",
         }
     }
 
@@ -280,6 +284,8 @@ pub struct MemberWord {
     pub own_term_index: u64,
     pub own_term_committed: bool,
     pub own_term_applied: bool,
+    /// Leader: since it became leader of this term; 0 where it does not tell.
+    pub led_ms: u64,
     /// Leader: since a majority last confirmed it.
     pub quorum_confirmed_age_ms: u64,
     pub config_at: ConfigAt,

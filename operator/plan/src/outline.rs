@@ -21,6 +21,19 @@ const REPLACE: [&str; 10] = [
     "DeleteVolume",
     "DropRecord",
 ];
+/// The silent one is marked only once the other has everything.
+const REPLACE_SILENT: [&str; 10] = [
+    "CreateMember",
+    "CreateVolume",
+    "AddLearner",
+    "RecordMemberId",
+    "StartMember",
+    "MarkRetiring",
+    "SwapVoter",
+    "StopMember",
+    "DeleteVolume",
+    "DropRecord",
+];
 const REMOVE: [&str; 5] = ["MarkRetiring", "RemoveMember", "StopMember", "DeleteVolume", "DropRecord"];
 const ROLL: [&str; 2] = ["ApplyTemplate", "RestartMember"];
 
@@ -63,6 +76,7 @@ fn rest_of_operation(pass: &Pass<'_>, lines: &mut Vec<PlannedStep>) {
     let Some(first) = lines.first().cloned() else { return };
     let chains: &[&[&'static str]] = match pass.report.operation {
         Some(Operation::Bootstrap) => &[&SEED],
+        Some(Operation::ReplaceMember) if pass.silent.is_some() => &[&REPLACE_SILENT],
         Some(Operation::ReplaceMember) => &[&REPLACE],
         Some(Operation::ScaleToZero) => {
             let running = pass.view.records.values().filter(|r| r.running == Running::Started);
@@ -87,6 +101,14 @@ fn rest_of_operation(pass: &Pass<'_>, lines: &mut Vec<PlannedStep>) {
 fn member_of<'a>(pass: &'a Pass<'_>, first: &'a PlannedStep, step: &str) -> Option<&'a str> {
     if pass.report.operation != Some(Operation::ReplaceMember) {
         return first.member.as_deref();
+    }
+    if let Some(silent) = pass.silent {
+        let leaves = ["MarkRetiring", "StopMember", "DeleteVolume", "DropRecord"].contains(&step);
+        return if leaves {
+            Some(&silent.name)
+        } else {
+            pass.report.member.as_deref().filter(|name| *name != silent.name)
+        };
     }
     let marking = first.step == "MarkRetiring";
     if ["StopMember", "DeleteVolume", "DropRecord"].contains(&step) {

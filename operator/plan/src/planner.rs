@@ -17,6 +17,7 @@ use crate::membership::{
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{MemberId, MemberRecord, Observation, Presence, Running, Volume};
 use crate::outline::outline;
+use crate::repair::awaited;
 use crate::report::{Blocked, Decision, Operation, Plan, Report, Waiting};
 use crate::roll::{heal_without_leader, roll};
 use crate::sleep::sleep;
@@ -33,6 +34,8 @@ pub(crate) struct Pass<'a> {
     pub now_ms: u64,
     pub seed: u64,
     pub template_hash: String,
+    /// The voter that is being replaced because nobody hears it.
+    pub silent: Option<&'a MemberRecord>,
     /// Waits that stop nothing else.
     pub aside: Vec<Waiting>,
     pub report: Report,
@@ -61,6 +64,7 @@ fn plan_run(cluster: &ValidatedCluster, observed: &Observation, now_ms: u64, see
         now_ms,
         seed,
         template_hash: cluster.template_hash(),
+        silent: None,
         aside: Vec::new(),
         report: Report::default(),
     };
@@ -194,9 +198,7 @@ fn settle(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
         let back = serves && record.member_id.is_some_and(|id| leader.is_caught_up(id));
         let stays = pass.is_fenced(record) && record.running == Running::Stopped;
         if !back && !stays && record.retirement.is_none() {
-            let told = pass.view.word(record).map(|w| w.not_ready_reason.clone()).filter(|reason| !reason.is_empty());
-            let reason = told.unwrap_or_else(|| View::why_down(record));
-            return Some(Decision::Wait(Waiting::MemberStarting { member: record.name.clone(), reason }));
+            return Some(Decision::Wait(awaited(pass, leader, record)));
         }
     }
     None

@@ -101,12 +101,16 @@ pub enum Waiting {
     ChangeInFlight,
     /// The member's pod does not answer yet.
     MemberStarting { member: String, reason: String },
+    /// Nobody hears the member; it is replaced once that has lasted long enough, and the others are a quorum.
+    MemberSilent { member: String, silent_ms: u64, replaced_after_ms: u64, reason: String },
     /// The learner is behind.
     LearnerBehind { member: String, entries_behind: u64, entries_max: u64 },
     /// Too few voters are caught up to take one down.
     NoMargin { member: String, caught_up: usize, needed: usize },
     /// A membership change would leave no live, caught-up majority.
     QuorumAtRisk { member: String, caught_up_after: usize, quorum_after: usize },
+    /// The new member would give one failure domain a majority.
+    DomainMajority { member: String, domain: String, inside: usize, inside_max: usize },
     /// The leader was asked to hand over and still leads.
     LeaderMoving { from: MemberId, to: MemberId },
     /// Another voter is down already, and one at a time is.
@@ -129,9 +133,11 @@ impl Waiting {
             Waiting::NoLeader { .. } => "NoLeader",
             Waiting::ChangeInFlight => "ChangeInFlight",
             Waiting::MemberStarting { .. } => "MemberStarting",
+            Waiting::MemberSilent { .. } => "MemberSilent",
             Waiting::LearnerBehind { .. } => "LearnerBehind",
             Waiting::NoMargin { .. } => "NoMargin",
             Waiting::QuorumAtRisk { .. } => "QuorumAtRisk",
+            Waiting::DomainMajority { .. } => "DomainMajority",
             Waiting::LeaderMoving { .. } => "LeaderMoving",
             Waiting::OneAtATime { .. } => "OneAtATime",
             Waiting::NoSuccessor { .. } => "NoSuccessor",
@@ -145,6 +151,10 @@ impl Waiting {
     pub fn have_need(&self) -> Option<(u64, u64)> {
         match self {
             Waiting::LearnerBehind { entries_behind, entries_max, .. } => Some((*entries_behind, *entries_max)),
+            Waiting::MemberSilent { silent_ms, replaced_after_ms, .. } => {
+                Some((silent_ms / 1_000, replaced_after_ms / 1_000))
+            }
+            Waiting::DomainMajority { inside, inside_max, .. } => Some((*inside as u64, *inside_max as u64)),
             Waiting::NoMargin { caught_up, needed, .. } => Some((*caught_up as u64, *needed as u64)),
             Waiting::QuorumAtRisk { caught_up_after, quorum_after, .. } => {
                 Some((*caught_up_after as u64, *quorum_after as u64))
@@ -172,6 +182,12 @@ impl fmt::Display for Waiting {
             }
             Waiting::ChangeInFlight => write!(f, "a membership change is not committed yet"),
             Waiting::MemberStarting { member, reason } => write!(f, "{member} does not answer yet: {reason}"),
+            Waiting::MemberSilent { member, silent_ms, replaced_after_ms, reason } => write!(
+                f,
+                "nobody has heard {member} for {} s ({reason}); it is replaced after {} s",
+                silent_ms / 1_000,
+                replaced_after_ms / 1_000
+            ),
             Waiting::LearnerBehind { member, entries_behind, entries_max } => {
                 write!(f, "learner {member} is {entries_behind} entries behind, promoted at {entries_max} or fewer")
             }
@@ -181,6 +197,11 @@ impl fmt::Display for Waiting {
             Waiting::QuorumAtRisk { member, caught_up_after, quorum_after } => write!(
                 f,
                 "{member} may not be changed: {caught_up_after} caught-up voters would remain for a quorum of {quorum_after}"
+            ),
+            Waiting::DomainMajority { member, domain, inside, inside_max } => write!(
+                f,
+                "with {member} in it, {domain} would hold {inside} voters, a majority; at most {inside_max} may be there. Give \
+                 members room elsewhere"
             ),
             Waiting::LeaderMoving { from, to } => write!(f, "leadership moves from {from} to {to}"),
             Waiting::OneAtATime { member, other } => {

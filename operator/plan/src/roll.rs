@@ -45,7 +45,7 @@ pub(crate) fn roll(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
     clear.or_else(|| act(Step::ApplyTemplate { record: record_ref(record), template_hash: pass.template_hash.clone() }))
 }
 
-fn runs(record: &MemberRecord, template_hash: &str) -> bool {
+pub(crate) fn runs(record: &MemberRecord, template_hash: &str) -> bool {
     record.pod.as_ref().is_some_and(|p| p.template_hash == template_hash && p.termination == Termination::No)
 }
 

@@ -5,12 +5,13 @@
 
 use quorate_api::status::MEMBERS_MAX;
 use quorate_api::{
-    Condition, ConditionStatus, ConsistentClusterStatus, FailoverStatus, LeaderStatus, MemberStatus, MembershipStatus,
-    OperationStatus, PlannedStepStatus, QuorumStatus, RaftStatus, SurvivesStatus, names, units,
+    Condition, ConditionStatus, ConsistentClusterStatus, FailoverStatus, FailureDomainKey, LeaderStatus, MemberStatus,
+    MembershipStatus, OperationStatus, PlannedStepStatus, QuorumStatus, RaftStatus, SurvivesStatus, names, units,
 };
 
 use crate::intent::Intent;
 use crate::observation::{ConfigMember, MemberRecord, MemberWord, Observation, Pod, Role, TlsWord};
+use crate::repair::domain_of;
 use crate::report::{Blocked, Decision, Operation, Plan, Waiting};
 use crate::topology::{Place, majority_domain, survives};
 use crate::view::{EVIDENCE_AGE_MS_MAX, Leader, View, quorum};
@@ -438,18 +439,38 @@ fn membership_stable(facts: &Facts<'_>) -> Said {
     }
 }
 
-/// No zone holds a majority.
+/// No failure domain holds a majority.
 fn topology_satisfied(facts: &Facts<'_>) -> Said {
     let Some(leader) = facts.leader else {
         return unknown("NoLeader", "without a leader the voters are not known to be current");
     };
-    let places = places(facts, leader, |pod| pod.zone.as_deref());
-    match majority_domain(&places) {
-        Some((zone, inside)) => no("ZoneMajority", format!("{zone} holds {inside} of {} voters", places.len())),
-        None if places.iter().any(|p| p.domain.is_none()) => {
-            unknown("TopologyUnknown", "the zones of some voters' nodes are not known")
+    let keys = match facts.input.intent {
+        Intent::Run(cluster) => cluster.domains.clone(),
+        // What is refused is not known; what is deleted is judged as by default.
+        Intent::Delete(_) | Intent::Refused(_) => FailureDomainKey::all(),
+    };
+    let of = |key| places(facts, leader, move |pod| domain_of(pod, key));
+    for key in &keys {
+        let places = of(*key);
+        if let Some((domain, inside)) = majority_domain(&places) {
+            let reason = match key {
+                FailureDomainKey::Zone => "ZoneMajority",
+                FailureDomainKey::Hostname => "NodeMajority",
+            };
+            return no(reason, format!("{domain} holds {inside} of {} voters", places.len()));
         }
-        None => yes("Spread", "any one zone may be lost"),
+    }
+    let word = |key: &FailureDomainKey| match key {
+        FailureDomainKey::Zone => "zone",
+        FailureDomainKey::Hostname => "node",
+    };
+    match keys.iter().find(|key| of(**key).iter().any(|p| p.domain.is_none())) {
+        Some(key) => unknown("TopologyUnknown", format!("the {}s of some voters are not known", word(key))),
+        None if keys.is_empty() => yes("Spread", "spec.topology names no failure domains"),
+        None => {
+            let words: Vec<_> = keys.iter().map(word).collect();
+            yes("Spread", format!("any one {} may be lost", words.join(" or ")))
+        }
     }
 }
 

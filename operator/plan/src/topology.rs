@@ -37,6 +37,17 @@ pub fn majority_domain<'a>(places: &[Place<'a>]) -> Option<(&'a str, usize)> {
     counted.max_by_key(|(_, count)| *count).filter(|(_, count)| places.len() - count < quorum(places.len()))
 }
 
+/// The domain that gets a majority of the voters by a replacement: one that had as many before is no worse off.
+pub fn builds_majority<'a>(before: &[Place<'a>], after: &[Place<'a>]) -> Option<(&'a str, usize)> {
+    // Of one or two voters every domain takes the quorum along.
+    if after.len() <= 2 {
+        return None;
+    }
+    let (domain, inside) = majority_domain(after)?;
+    let held = before.iter().filter(|p| p.domain == Some(domain)).count();
+    (inside > held).then_some((domain, inside))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

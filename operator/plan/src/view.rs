@@ -173,6 +173,14 @@ impl<'a> Leader<'a> {
         self.lag(id).is_some_and(|lag| lag <= LAG_ENTRIES_MAX)
     }
 
+    /// How long the leader has surely not heard this member, in milliseconds: since its last answer, or since it leads if
+    /// there was none in this term. The leader's own clock says so: an operator that was away, began anew or has a wrong
+    /// clock changes nothing. A new leader starts anew, for it cannot know.
+    pub fn silence_ms(&self, id: MemberId) -> u64 {
+        let progress = self.word.progress.iter().find(|p| p.member_id == id);
+        progress.filter(|p| !p.active).map_or(0, |p| p.last_ack_age_ms.min(self.word.led_ms))
+    }
+
     pub fn is_reachable(&self, id: MemberId) -> bool {
         self.lag(id).is_some()
     }

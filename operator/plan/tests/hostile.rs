@@ -4,7 +4,7 @@ use quorate_api::{ConsistentCluster, names};
 use quorate_plan::{Decision, Intent, Observation, plan};
 use serde_json::{Value, json};
 
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 24] = [
     "/metadata/name",
     "/spec/replicas",
     "/spec/image",
@@ -13,6 +13,12 @@ const FIELDS: [&str; 18] = [
     "/spec/progressDeadline",
     "/spec/storage/changePolicy",
     "/spec/topology/podAntiAffinity",
+    "/spec/topology/failureDomainKeys",
+    "/spec/repair/replaceUnhealthyAfter",
+    "/spec/options/quotaBackendBytes",
+    "/spec/podTemplate/nodeSelector/disk",
+    "/spec/podTemplate/tolerations/0/key",
+    "/spec/podTemplate/priorityClassName",
     "/spec/storage/size",
     "/spec/storage/storageClassName",
     "/spec/storage/onClusterDelete",
@@ -67,7 +73,13 @@ fn base() -> Value {
         "metadata": {"name": "orders", "uid": "c1", "generation": 1},
         "spec": {
             "replicas": 3, "image": "quorate:1", "paused": false, "approval": "Automatic", "progressDeadline": "10m",
-            "topology": {"podAntiAffinity": "Preferred"},
+            "topology": {"podAntiAffinity": "Preferred", "failureDomainKeys": ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]},
+            "repair": {"replaceUnhealthyAfter": "10m"},
+            "options": {"quotaBackendBytes": "8Gi"},
+            "podTemplate": {
+                "nodeSelector": {"disk": "fast"}, "tolerations": [{"key": "stateful", "value": "yes"}],
+                "priorityClassName": "data",
+            },
             "storage": {"size": "1Gi", "changePolicy": "Expand", "storageClassName": "fast", "onClusterDelete": "Retain"},
             "timing": {"profile": "Custom", "heartbeat": "50ms", "election": "150ms"},
             "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}},
@@ -99,6 +111,8 @@ fn hostile_specs_are_refused_or_harmless() {
                     taken += 1;
                     assert!((0..=9).contains(&run.replicas) && run.storage.size_bytes > 0, "{field}={value}: {run:?}");
                     assert!(run.timing.election_ms >= 3 * run.timing.heartbeat_ms, "{field}={value}: {run:?}");
+                    assert!(run.quota_bytes.is_none_or(|bytes| bytes >= 16 << 20), "{field}={value}: {run:?}");
+                    assert!(run.replace_after_ms.is_none_or(|ms| ms >= 60_000), "{field}={value}: {run:?}");
                     assert!(run.timing.heartbeat_ms > 0 && run.identity.name.len() <= 40, "{field}={value}: {run:?}");
                 }
                 Intent::Delete(_) => panic!("{field}={value} deletes"),
@@ -127,6 +141,11 @@ fn the_base_is_taken_and_each_field_alone_changes_the_template_or_nothing() {
         ("/spec/timing/election", json!("200ms")),
         ("/spec/resources/requests/cpu", json!("500m")),
         ("/spec/resources/limits/memory", json!("2Gi")),
+        ("/spec/topology/failureDomainKeys", json!(["kubernetes.io/hostname"])),
+        ("/spec/options/quotaBackendBytes", json!("1Gi")),
+        ("/spec/podTemplate/nodeSelector/disk", json!("slow")),
+        ("/spec/podTemplate/tolerations/0/value", json!("no")),
+        ("/spec/podTemplate/priorityClassName", json!("other")),
     ] {
         assert!(changed(field, value), "{field} restarts members");
     }
@@ -135,6 +154,7 @@ fn the_base_is_taken_and_each_field_alone_changes_the_template_or_nothing() {
         ("/spec/paused", json!(true)),
         ("/spec/storage/size", json!("2Gi")),
         ("/spec/disruption/podDisruptionBudget", json!("Disabled")),
+        ("/spec/repair/replaceUnhealthyAfter", json!("0s")),
     ] {
         assert!(!changed(field, value), "{field} restarts nobody");
     }

@@ -19,7 +19,7 @@ fn every_script_says_what_it_said() {
 /// Every reason to wait or to stop is shown by a script.
 #[test]
 fn every_reason_appears_in_a_script() {
-    const REASONS: [&str; 21] = [
+    const REASONS: [&str; 23] = [
         "ObservationIncomplete",
         "NoLeader",
         "ChangeInFlight",
@@ -41,6 +41,8 @@ fn every_reason_appears_in_a_script() {
         "OneAtATime",
         "MemberFenced",
         "RequestRefused",
+        "MemberSilent",
+        "DomainMajority",
     ];
     let text: String = script::all().into_iter().map(|s| s.text).collect();
     for reason in REASONS {

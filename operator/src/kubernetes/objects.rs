@@ -9,15 +9,15 @@ use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, PersistentVolumeClaim,
     PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
     PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
-    Service, ServicePort, ServiceSpec, TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements,
-    WeightedPodAffinityTerm,
+    Service, ServicePort, ServiceSpec, Toleration, TopologySpreadConstraint, Volume, VolumeMount,
+    VolumeResourceRequirements, WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use quorate_api::{PodAntiAffinity as Apart, ResourceAmounts, TlsMode, names};
+use quorate_api::{FailureDomainKey, PodAntiAffinity as Apart, ResourceAmounts, TlsMode, names};
 use quorate_plan::{Identity, StartAs, ValidatedCluster};
 
 use crate::world::MemberUrls;
@@ -227,20 +227,37 @@ fn pod_spec(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodSpec {
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
-        affinity: Some(apart(cluster)),
-        topology_spread_constraints: Some(vec![TopologySpreadConstraint {
-            max_skew: 1,
-            topology_key: "topology.kubernetes.io/zone".to_owned(),
-            when_unsatisfiable: "ScheduleAnyway".to_owned(),
-            label_selector: Some(LabelSelector {
-                match_labels: Some(pod_selector(identity)),
-                ..LabelSelector::default()
-            }),
-            ..TopologySpreadConstraint::default()
-        }]),
+        affinity: cluster.domains.contains(&FailureDomainKey::Hostname).then(|| apart(cluster)),
+        topology_spread_constraints: cluster.domains.contains(&FailureDomainKey::Zone).then(|| {
+            vec![TopologySpreadConstraint {
+                max_skew: 1,
+                topology_key: FailureDomainKey::Zone.as_str().to_owned(),
+                when_unsatisfiable: "ScheduleAnyway".to_owned(),
+                label_selector: Some(LabelSelector {
+                    match_labels: Some(pod_selector(identity)),
+                    ..LabelSelector::default()
+                }),
+                ..TopologySpreadConstraint::default()
+            }]
+        }),
+        node_selector: (!cluster.pods.node_selector.is_empty()).then(|| cluster.pods.node_selector.clone()),
+        tolerations: (!cluster.pods.tolerations.is_empty())
+            .then(|| cluster.pods.tolerations.iter().map(toleration).collect()),
+        priority_class_name: cluster.pods.priority_class_name.clone(),
         containers: vec![container(cluster, facts)],
         volumes: Some(volumes(cluster, facts.name)),
         ..PodSpec::default()
+    }
+}
+
+fn toleration(wanted: &quorate_api::Toleration) -> Toleration {
+    let quorate_api::Toleration { key, operator, value, effect, toleration_seconds } = wanted;
+    Toleration {
+        key: key.clone(),
+        operator: Some(format!("{operator:?}")),
+        value: value.clone(),
+        effect: effect.map(|effect| format!("{effect:?}")),
+        toleration_seconds: *toleration_seconds,
     }
 }
 
@@ -328,7 +345,7 @@ fn tls_arguments(cluster: &ValidatedCluster) -> Vec<String> {
 fn apart(cluster: &ValidatedCluster) -> Affinity {
     let identity = &cluster.identity;
     let term = PodAffinityTerm {
-        topology_key: "kubernetes.io/hostname".to_owned(),
+        topology_key: FailureDomainKey::Hostname.as_str().to_owned(),
         label_selector: Some(LabelSelector { match_labels: Some(pod_selector(identity)), ..LabelSelector::default() }),
         ..PodAffinityTerm::default()
     };
@@ -444,6 +461,7 @@ fn arguments(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Vec<String> 
         format!("--heartbeat-interval={}", cluster.timing.heartbeat_ms),
         format!("--election-timeout={}", cluster.timing.election_ms),
     ];
+    arguments.extend(cluster.quota_bytes.map(|bytes| format!("--quota-backend-bytes={bytes}")));
     if facts.start == Some(StartAs::Seed) {
         arguments.push("--await-activation".to_owned());
     } else {

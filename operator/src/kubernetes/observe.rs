@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource};
-use quorate_api::{ConsistentCluster, TlsMode, names, units};
+use quorate_api::{ConsistentCluster, FailureDomainKey, TlsMode, names, units};
 use quorate_plan::{
     ClusterId, ConfigAt, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence, Readiness,
     RetireReason, Retirement, Running, StartAs, Termination, Volume,
@@ -284,7 +284,7 @@ impl Zones {
             return zone;
         }
         let zone = match timed(Api::<Node>::all(client.clone()).get_opt(node)).await {
-            Ok(found) => found.and_then(|n| n.metadata.labels?.remove("topology.kubernetes.io/zone")),
+            Ok(found) => found.and_then(|n| n.metadata.labels?.remove(FailureDomainKey::Zone.as_str())),
             // Namespaced operators may not read nodes. Others ask again.
             Err(kube::Error::Api(status)) if status.code == 403 => None,
             Err(_) => return None,

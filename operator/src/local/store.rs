@@ -46,6 +46,8 @@ pub(super) struct Template {
     pub image: String,
     pub heartbeat_ms: u64,
     pub election_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -292,7 +294,8 @@ mod tests {
     use super::*;
 
     pub(super) fn record(name: &str) -> RecordFile {
-        let template = Template { hash: "t".into(), image: "i".into(), heartbeat_ms: 50, election_ms: 150 };
+        let template =
+            Template { hash: "t".into(), image: "i".into(), heartbeat_ms: 50, election_ms: 150, quota_bytes: None };
         RecordFile {
             name: name.into(),
             uid: format!("uid-{name}"),

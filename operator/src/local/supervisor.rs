@@ -244,6 +244,7 @@ fn arguments(store: &Store, record: &RecordFile, start: Start) -> Vec<String> {
         format!("--heartbeat-interval={}", record.template.heartbeat_ms),
         format!("--election-timeout={}", record.template.election_ms),
     ];
+    arguments.extend(record.template.quota_bytes.map(|bytes| format!("--quota-backend-bytes={bytes}")));
     if start == Start::Seed {
         arguments.push("--await-activation".to_owned());
     }

@@ -398,6 +398,7 @@ fn template(cluster: &ValidatedCluster, hash: &str) -> Template {
         image: cluster.image.clone(),
         heartbeat_ms: cluster.timing.heartbeat_ms,
         election_ms: cluster.timing.election_ms,
+        quota_bytes: cluster.quota_bytes,
     }
 }
 

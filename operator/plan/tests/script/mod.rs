@@ -147,6 +147,15 @@ impl Stage {
             ["removed-from-configuration", name] => {
                 self.word(None)?.members.retain(|m| m.name != full(name));
             }
+            ["silent-for", name, seconds] => {
+                self.silent(&full(name));
+                self.progress(&full(name))?.last_ack_age_ms = seconds.parse::<u64>().ok()? * 1_000;
+            }
+            ["never-heard", name] => {
+                self.silent(&full(name));
+                self.progress(&full(name))?.last_ack_age_ms = u64::MAX;
+            }
+            ["led", seconds] => self.word(None)?.led_ms = seconds.parse::<u64>().ok()? * 1_000,
             ["silent", ref names @ ..] => names.iter().for_each(|n| self.silent(&full(n))),
             ["down", ref rest @ ..] => {
                 let reason = value(rest, "reason").unwrap_or("CrashLoopBackOff");
@@ -308,6 +317,7 @@ impl Stage {
             own_term_index: if leads { 41_000 } else { 0 },
             own_term_committed: leads,
             own_term_applied: leads,
+            led_ms: if leads { 3_600_000 } else { 0 },
             quorum_confirmed_age_ms: if leads { 20 } else { u64::MAX },
             config_at: ConfigAt { incarnation: 1, term: 4, index: self.config_index },
             change_in_flight: false,
@@ -332,6 +342,10 @@ impl Stage {
                 Some(("image", image)) => self.spec.image = image.to_owned(),
                 Some(("changePolicy", "Replace")) => {
                     self.spec.storage.change_policy = quorate_api::ChangePolicy::Replace;
+                }
+                Some(("replaceAfter", after)) => self.spec.repair.replace_unhealthy_after = after.to_owned(),
+                Some(("domains", "zone")) => {
+                    self.spec.topology.failure_domain_keys = vec![quorate_api::FailureDomainKey::Zone];
                 }
                 Some(("approval", "Disruptive")) => self.spec.approval = quorate_api::Approval::Disruptive,
                 Some(("approval", "Manual")) => self.spec.approval = quorate_api::Approval::Manual,

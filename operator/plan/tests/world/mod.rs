@@ -51,6 +51,9 @@ pub struct Raft {
     pub term: u64,
     pub commit: u64,
     pub activated: bool,
+    led_since_ms: u64,
+    /// When each member was last alive, as the leader of then heard it.
+    heard_ms: BTreeMap<MemberId, u64>,
     next_id: u64,
     by_key: BTreeMap<String, MemberId>,
 }
@@ -79,6 +82,11 @@ pub struct World {
     pub learners_starve: bool,
     /// Nodes whose pods never start again, by member name.
     pub dead: BTreeSet<String>,
+    /// Members that nobody can reach: what runs there runs on, and ends for nobody.
+    pub cut_off: BTreeSet<String>,
+    /// Zones with room; empty: nodes are in none. Pods go where the fewest are, and back to their volume.
+    pub zones: BTreeSet<String>,
+    pub placed: BTreeMap<String, String>,
     images: BTreeMap<String, String>,
     /// Which record UID had a name; a second one is a violation once the first had a member.
     name_owners: BTreeMap<String, (String, Option<MemberId>)>,
@@ -106,6 +114,9 @@ impl World {
             bad_images: BTreeSet::new(),
             learners_starve: false,
             dead: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
+            zones: BTreeSet::new(),
+            placed: BTreeMap::new(),
             images: BTreeMap::new(),
             name_owners: BTreeMap::new(),
             excused_until_ms: 0,
@@ -169,7 +180,8 @@ impl World {
             let runs = r.pod.as_ref().is_some_and(|p| {
                 p.phase == PodPhase::Running && p.waiting_reason.is_none() && p.termination == Termination::No
             });
-            runs && self.disks.get(&r.name).and_then(|d| d.data).is_some_and(|d| d.member == id)
+            runs && !self.cut_off.contains(&r.name)
+                && self.disks.get(&r.name).and_then(|d| d.data).is_some_and(|d| d.member == id)
         })
     }
 
@@ -220,7 +232,11 @@ impl World {
             let volume = self.disks.get(&name).map(|d| d.volume.deletion);
             let image = self.records[&name].template_hash.clone();
             let pullable = !self.images.get(&image).is_some_and(|i| self.bad_images.contains(i));
+            if self.cut_off.contains(&name) {
+                continue;
+            }
             let dead = self.dead.contains(&name);
+            let zone = self.place(&name);
             let (uid, now_ms) = (self.fresh("pod"), self.now_ms);
             let record = self.records.get_mut(&name).unwrap();
             match &mut record.pod {
@@ -253,7 +269,7 @@ impl World {
                         template_hash: record.template_hash.clone(),
                         image: self.images.get(&image).cloned().unwrap_or_default(),
                         node: None,
-                        zone: None,
+                        zone,
                         created_ms: now_ms,
                     });
                 }
@@ -272,13 +288,24 @@ impl World {
         });
     }
 
+    fn place(&mut self, name: &str) -> Option<String> {
+        let runs = |n: &String| {
+            self.records.get(n).and_then(|r| r.pod.as_ref()).is_some_and(|pod| pod.phase == PodPhase::Running)
+        };
+        let crowd = |zone: &&String| self.placed.iter().filter(|(n, z)| runs(n) && z == zone).count();
+        let freest = self.zones.iter().min_by_key(crowd)?.clone();
+        Some(self.placed.entry(name.to_owned()).or_insert(freest).clone())
+    }
+
     /// A process that starts on an empty disk becomes what it was told to be, or refuses.
     fn processes(&mut self) {
         let starting: Vec<(String, Option<StartAs>, Option<MemberId>)> = self
             .records
             .values()
             .filter(|r| {
-                r.pod.as_ref().is_some_and(|p| p.phase == PodPhase::Running && p.termination == Termination::No)
+                let runs =
+                    r.pod.as_ref().is_some_and(|p| p.phase == PodPhase::Running && p.termination == Termination::No);
+                runs && !self.cut_off.contains(&r.name)
             })
             .map(|r| (r.name.clone(), r.start, r.member_id))
             .collect();
@@ -333,7 +360,11 @@ impl World {
                 living.into_iter().max_by_key(|id| (self.data(*id).map(|d| d.matched), std::cmp::Reverse(*id)));
             self.raft.term += 1;
             self.raft.commit += 1;
+            self.raft.led_since_ms = self.now_ms;
         }
+        let heard: Vec<MemberId> =
+            self.raft.members.iter().map(|m| m.id).filter(|id| self.alive(*id).is_some()).collect();
+        self.raft.heard_ms.extend(heard.into_iter().map(|id| (id, self.now_ms)));
     }
 
     fn replicate(&mut self) {
@@ -429,7 +460,7 @@ impl World {
         let data = self.disks.get(&record.name)?.data;
         let running =
             pod.phase == PodPhase::Running && pod.waiting_reason.is_none() && pod.termination == Termination::No;
-        if !running {
+        if !running || self.cut_off.contains(&record.name) {
             return None;
         }
         let id = data.map(|d| d.member).or(record.member_id)?;
@@ -447,7 +478,11 @@ impl World {
             Progress {
                 member_id: m.id,
                 matched: self.data(m.id).map_or(0, |d| d.matched),
-                last_ack_age_ms: if live { 20 } else { u64::MAX },
+                last_ack_age_ms: match self.raft.heard_ms.get(&m.id) {
+                    _ if live => 20,
+                    Some(at) if *at >= self.raft.led_since_ms => self.now_ms - at,
+                    _ => u64::MAX,
+                },
                 active: live,
                 snapshotting: false,
             }
@@ -474,6 +509,7 @@ impl World {
             own_term_index: if leads { self.raft.term } else { 0 },
             own_term_committed: leads,
             own_term_applied: leads,
+            led_ms: if leads { self.now_ms - self.raft.led_since_ms } else { 0 },
             quorum_confirmed_age_ms: if leads { 30 } else { u64::MAX },
             config_at: self.raft.at,
             change_in_flight: self.raft.pending.is_some(),
@@ -552,6 +588,9 @@ impl World {
                 self.write(record)?.retirement =
                     Some(Retirement { member_id: *member_id, config_at: *config_at, reason: *reason });
                 let leaves = |r: &&MemberRecord| r.retirement.as_ref().is_some_and(|m| m.reason == *reason);
+                if *reason == RetireReason::Unreachable {
+                    self.check_patience(*member_id);
+                }
                 if *reason == RetireReason::VolumeChange && self.records.values().filter(leaves).count() > 1 {
                     self.violate("two volumes left at once");
                 }
@@ -561,6 +600,7 @@ impl World {
                     return Err(Refused("another leader, term or a target behind".to_owned()));
                 }
                 self.raft.leader = Some(*to);
+                self.raft.led_since_ms = self.now_ms;
                 self.raft.term += 1;
                 self.raft.commit += 1;
             }
@@ -737,6 +777,7 @@ impl World {
         if let Some(old) = old {
             self.check_removal(old);
             next.retain(|m| m.id != old);
+            self.check_domains(&next);
         }
         self.propose(next);
         Ok(())
@@ -766,6 +807,31 @@ impl World {
         }
         if self.raft.leader == Some(id) && self.voters().len() > 1 {
             self.violate(format!("leader {id} removed without a transfer"));
+        }
+    }
+
+    /// Who is given up was heard by nobody for as long as the spec says.
+    fn check_patience(&mut self, id: Option<MemberId>) {
+        let heard_ms = id.and_then(|id| self.raft.heard_ms.get(&id)).copied().unwrap_or_default();
+        let silent_ms = self.now_ms - heard_ms;
+        let after = self.validated().and_then(|cluster| cluster.replace_after_ms);
+        if after.is_none_or(|after_ms| silent_ms < after_ms) {
+            self.violate(format!("{id:?} given up after {silent_ms} ms of silence, where {after:?} is asked for"));
+        }
+    }
+
+    /// No zone gets a majority of three or more voters that it had not before.
+    fn check_domains(&mut self, next: &[ConfigMember]) {
+        let inside = |members: &[ConfigMember], zone: &String| {
+            members.iter().filter(|m| !m.is_learner && self.placed.get(&m.name) == Some(zone)).count()
+        };
+        let voters = next.iter().filter(|m| !m.is_learner).count();
+        let built = self.placed.values().find(|zone| {
+            let after = inside(next, zone);
+            voters > 2 && after > voters / 2 && after > inside(&self.raft.members, zone)
+        });
+        if let Some(zone) = built.cloned() {
+            self.violate(format!("{zone} gets a majority of {voters} voters"));
         }
     }
 
@@ -880,6 +946,10 @@ impl World {
     pub fn lose_volume(&mut self, name: &str) {
         self.disks.remove(name);
         self.lose_pod(name);
+    }
+
+    pub fn cut_off(&mut self, name: &str) {
+        self.cut_off.insert(name.to_owned());
     }
 
     pub fn delete_record_by_hand(&mut self, name: &str) {

@@ -143,6 +143,43 @@ fn kill_follower_node(w: &mut World) {
 fn revive_nodes(w: &mut World) {
     w.dead.clear();
 }
+/// Whole minutes would only make the runs longer.
+fn hurry(w: &mut World) {
+    w.edit(|s| s.repair.replace_unhealthy_after = "1m".to_owned());
+}
+fn cut_off_follower(w: &mut World) {
+    let name = w.followers()[0].clone();
+    w.excuse(5);
+    w.cut_off(&name);
+}
+fn cut_off_two(w: &mut World) {
+    let names = w.followers();
+    w.excuse(1_000);
+    w.cut_off(&names[0]);
+    w.cut_off(&names[1]);
+}
+fn reconnect(w: &mut World) {
+    w.excuse(20);
+    w.cut_off.clear();
+}
+fn never_replace(w: &mut World) {
+    w.edit(|s| s.repair.replace_unhealthy_after = "0s".to_owned());
+}
+fn three_zones(w: &mut World) {
+    w.zones.extend(["a", "b", "c"].map(str::to_owned));
+}
+/// A whole zone is gone for a while: nobody hears its member, and there is no room in it.
+fn lose_zone(w: &mut World) {
+    cut_off_follower(w);
+    let zone = w.placed[w.cut_off.first().unwrap()].clone();
+    w.zones.remove(&zone);
+}
+/// As above, and its volume is gone for good.
+fn lose_zone_and_volume(w: &mut World) {
+    lose_zone(w);
+    let name = w.cut_off.pop_first().unwrap();
+    w.lose_volume(&name);
+}
 fn starve_learners(w: &mut World) {
     w.learners_starve = true;
 }
@@ -285,6 +322,101 @@ pub fn all() -> Vec<Scenario> {
             "scale_in_takes_the_dead_one",
             5,
             vec![Settle, Do(kill_follower_node), Ticks(5), Do(scale_to_3), Settle],
+        ),
+        scenario(
+            "silent_member_is_replaced_and_fenced",
+            3,
+            vec![Do(hurry), Settle, Do(cut_off_follower), Ticks(100), Do(reconnect), Settle],
+        ),
+        scenario(
+            "member_of_a_dead_node_is_replaced",
+            3,
+            vec![Do(hurry), Settle, Do(kill_follower_node), Ticks(80), Settle],
+        ),
+        scenario(
+            "silent_member_returns_in_time",
+            3,
+            vec![Do(hurry), Settle, Do(cut_off_follower), Ticks(50), Do(reconnect), Settle],
+        ),
+        scenario(
+            "silent_member_returns_while_it_is_replaced",
+            3,
+            vec![
+                Do(hurry),
+                Settle,
+                Do(starve_learners),
+                Do(cut_off_follower),
+                Ticks(90),
+                Do(reconnect),
+                Ticks(20),
+                Do(feed_learners),
+                Settle,
+            ],
+        ),
+        scenario(
+            "silent_member_is_kept_where_asked",
+            3,
+            vec![Do(hurry), Settle, Do(never_replace), Do(cut_off_follower), Ticks(150), Do(reconnect), Settle],
+        ),
+        scenario(
+            "replacement_of_the_silent_called_off",
+            3,
+            vec![
+                Do(hurry),
+                Settle,
+                Do(starve_learners),
+                Do(cut_off_follower),
+                Ticks(90),
+                Do(never_replace),
+                Ticks(10),
+                Do(feed_learners),
+                Do(reconnect),
+                Settle,
+            ],
+        ),
+        scenario(
+            "silent_through_a_change_of_leaders",
+            5,
+            vec![
+                Do(hurry),
+                Settle,
+                Do(cut_off_follower),
+                Ticks(40),
+                Do(lose_leader_pod),
+                Ticks(150),
+                Do(reconnect),
+                Settle,
+            ],
+        ),
+        scenario(
+            "two_silent_of_five_are_replaced_in_turn",
+            5,
+            vec![Do(hurry), Settle, Do(cut_off_two), Ticks(150), Do(reconnect), Settle],
+        ),
+        scenario(
+            "two_silent_of_three_are_waited_for",
+            3,
+            vec![Do(hurry), Settle, Do(cut_off_two), Ticks(150), Do(reconnect), Settle],
+        ),
+        scenario(
+            "a_template_that_does_not_start_is_no_silence",
+            3,
+            vec![Do(hurry), Settle, Do(bad_image), Blocked("CanaryFailed"), Ticks(150), Do(old_image), Settle],
+        ),
+        scenario(
+            "shrinking_takes_the_silent_one",
+            5,
+            vec![Do(hurry), Settle, Do(cut_off_follower), Ticks(40), Do(scale_to_3), Ticks(60), Do(reconnect), Settle],
+        ),
+        scenario(
+            "lost_zone_gives_no_other_a_majority",
+            3,
+            vec![Do(three_zones), Do(hurry), Settle, Do(lose_zone), Ticks(150), Do(three_zones), Do(reconnect), Settle],
+        ),
+        scenario(
+            "volume_lost_with_its_zone_waits_for_the_zone",
+            3,
+            vec![Do(three_zones), Do(hurry), Settle, Do(lose_zone_and_volume), Ticks(60), Do(three_zones), Settle],
         ),
         scenario("record_deleted_by_hand_is_replaced", 3, vec![Settle, Do(delete_follower_record), Settle]),
         scenario("record_of_leader_deleted_by_hand_is_replaced", 3, vec![Settle, Do(delete_leader_record), Settle]),
