@@ -23,6 +23,7 @@ mod bounds;
 mod clients;
 pub mod faults;
 mod forgetful;
+mod hands;
 mod identity;
 pub mod ledger;
 mod lives;

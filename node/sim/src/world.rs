@@ -392,7 +392,7 @@ impl World {
         world
     }
 
-    fn add_member(&mut self, id: MemberId, bootstrap: SnapMeta) {
+    pub(crate) fn add_member(&mut self, id: MemberId, bootstrap: SnapMeta) {
         let durable = Durable { snapshot: bootstrap.clone(), ..Durable::default() };
         let clock = Clock { world: self.now, local: self.rng.below(1 << 40), rate: 1000 };
         let member = Member {
@@ -715,7 +715,7 @@ impl World {
         self.members.get(&id).is_some_and(|member| member.is_dead)
     }
 
-    fn ask_change(
+    pub(crate) fn ask_change(
         &mut self,
         id: MemberId,
         token: Token,
