@@ -118,7 +118,9 @@ async fn mend(
     let own = &args.initial_advertise_peer_urls;
     let named = parse_cluster(&args.initial_cluster)?.into_values();
     let held = hints.iter().flat_map(|meta| meta.config.members.values().map(|info| info.peer_urls.clone()));
-    let urls: BTreeSet<String> = named.chain(held).flatten().filter(|url| !own.contains(url)).collect();
+    // Those named may all be replaced by now.
+    let joined = std::iter::once(args.join_urls.clone());
+    let urls: BTreeSet<String> = named.chain(held).chain(joined).flatten().filter(|url| !own.contains(url)).collect();
     let urls: Vec<String> = urls.into_iter().collect();
     let disk = repair::at_start(lock(dir)?, &options, hints, plane, &urls, token_hash(args), found).await?;
     let (log, recovered) = Log::open(disk, options, None)?;

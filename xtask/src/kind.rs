@@ -358,14 +358,16 @@ fn without_compiling(dockerfile: &str) -> Result<String> {
     Ok(kept)
 }
 
-/// Makes the image of the end-to-end driver, which runs inside the cluster: the driver and etcdctl.
-pub fn build_driver_image(driver: &Path, etcdctl: &Path, image: &str) -> Result<()> {
+/// Makes the image of the end-to-end driver, which runs inside the cluster, with the tools it calls there.
+pub fn build_driver_image(driver: &Path, tools: &[PathBuf], image: &str) -> Result<()> {
     let engine = Engine::ensure()?;
     step("kind", &format!("building {image}"), || {
         let tree = cache_dir().join("build/driver");
         fresh_dir(&tree)?;
         copy(driver, &tree.join("quorate-e2e"))?;
-        copy(etcdctl, &tree.join("etcdctl"))?;
+        for tool in tools {
+            copy(tool, &tree.join(tool.file_name().context("a tool has a name")?))?;
+        }
         let changes = ["ENV PATH=/", "USER 65532:65532", r#"ENTRYPOINT ["/quorate-e2e"]"#].map(str::to_owned);
         engine.import(image, &tree, &changes)?;
         fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))

@@ -31,7 +31,7 @@ pub struct E2eArgs {
     /// Leave kind running afterwards
     #[arg(long)]
     keep: bool,
-    /// Every scenario on Kubernetes instead of those a change must pass; writes docs/scenarios.md
+    /// Every scenario on Kubernetes instead of those a change must pass; without --only writes docs/scenarios.md
     #[arg(long)]
     all: bool,
     /// On Kubernetes only scenarios whose name contains one of these words, comma separated
@@ -181,7 +181,11 @@ fn monitoring_suite(programs: &Programs) -> Result<()> {
 }
 
 fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
-    let target = Target::bring_up(programs, args.current_context)?;
+    let mut tools = vec![tools::etcdctl()?];
+    if args.all {
+        tools.push(tools::etcd_benchmark()?);
+    }
+    let target = Target::bring_up(programs, &tools, args.current_context)?;
     let audit_from = target.audit_log_bytes();
     // Installed, then upgraded, as a person's second install would be.
     let installed = target.install_chart().and_then(|()| target.install_chart());
@@ -203,9 +207,10 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn bring_up(programs: &Programs, current_context: bool) -> Result<Target> {
-        let kubectl = tools::kubectl()?;
-        let helm = tools::helm()?;
+    /// `tools` go into the image of the end-to-end driver, if that was built.
+    pub fn bring_up(programs: &Programs, tools: &[PathBuf], current_context: bool) -> Result<Target> {
+        let kubectl = crate::tools::kubectl()?;
+        let helm = crate::tools::helm()?;
         if current_context {
             let kubeconfig = std::env::var_os("KUBECONFIG")
                 .map(PathBuf::from)
@@ -216,7 +221,7 @@ impl Target {
         kind::build_image(&programs.dir, IMAGE)?;
         cluster.load_image(IMAGE)?;
         if programs.e2e().exists() {
-            kind::build_driver_image(&programs.e2e(), &tools::etcdctl()?, DRIVER_IMAGE)?;
+            kind::build_driver_image(&programs.e2e(), tools, DRIVER_IMAGE)?;
             cluster.load_image(DRIVER_IMAGE)?;
         }
         Ok(Target { kubeconfig: cluster.kubeconfig.clone(), kubectl, helm, kind: Some(cluster) })
@@ -266,8 +271,13 @@ impl Target {
         if args.needs_plugin() {
             command.arg("--plugin").arg(programs.plugin());
         }
+        command.arg("--helm").arg(&self.helm).args(["--chart", "charts/quorate"]);
         if args.all {
-            command.args(["--all", "--table", "docs/scenarios.md"]);
+            command.arg("--all");
+            // A part is no record of the whole.
+            if args.only.is_none() {
+                command.args(["--table", "docs/scenarios.md"]);
+            }
         }
         if let Some(only) = &args.only {
             command.args(["--only", only]);

@@ -52,7 +52,7 @@ fn kubernetes(args: &UpArgs) -> Result<()> {
     if args.fresh && !args.current_context {
         kind::down()?;
     }
-    let target = suite::Target::bring_up(&programs, args.current_context)?;
+    let target = suite::Target::bring_up(&programs, &[tools::etcdctl()?], args.current_context)?;
     target.install_chart()?;
     target.kubectl(&["apply", "-f", &cmd::root().join(&args.file).display().to_string()])?;
     eprintln!("[up] waiting for the cluster to be Ready …");

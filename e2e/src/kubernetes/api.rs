@@ -55,6 +55,14 @@ impl Api {
         answer.with_context(|| format!("no answer to POST {path}"))?.with_context(|| format!("POST {path}"))
     }
 
+    /// Merges `body` into an object.
+    pub async fn merge(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = http::Request::patch(path).header("content-type", "application/merge-patch+json");
+        let request = request.body(serde_json::to_vec(body)?).with_context(|| format!("no path: {path:?}"))?;
+        let answer = tokio::time::timeout(WRITE_LIMIT, self.client.request::<Value>(request)).await;
+        answer.with_context(|| format!("no answer to PATCH {path}"))?.with_context(|| format!("PATCH {path}"))
+    }
+
     pub async fn stream(&self, path: &str) -> Result<impl AsyncBufRead + use<>> {
         self.client.request_stream(request(path)?).await.with_context(|| format!("GET {path}"))
     }

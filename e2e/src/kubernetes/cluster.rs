@@ -62,6 +62,16 @@ impl Cluster {
         self.run(&program, &all, None).await
     }
 
+    pub async fn helm(&self, args: &[&str]) -> Result<String> {
+        let program = self.args.helm.clone().context("needs --helm")?;
+        self.run(&program, args, None).await
+    }
+
+    /// The chart's directory.
+    pub fn chart(&self) -> Result<String> {
+        Ok(self.args.chart.as_ref().context("needs --chart")?.display().to_string())
+    }
+
     pub async fn mine(&self, args: &[&str]) -> Result<String> {
         let mut all = vec!["-n", self.args.namespace.as_str()];
         all.extend(args);

@@ -41,11 +41,14 @@ of them with about a hundred writes a second; after each, the members are health
 
 ";
 
+/// What stands below it.
+const PROMISES: &str = include_str!("promises.md");
+
 #[derive(Args, Debug, Clone)]
 pub struct KubernetesArgs {
     #[arg(long, default_value = "kubectl")]
     kubectl: PathBuf,
-    /// Image of this program with etcdctl beside it, known to the cluster's nodes
+    /// Image of this program with etcdctl, and with --all etcd's benchmark tool, beside it, known to the cluster's nodes
     #[arg(long)]
     image: String,
     /// The manifest to apply; it must name the cluster `orders` with three replicas
@@ -75,6 +78,12 @@ pub struct KubernetesArgs {
     /// The built kubectl-quorate; scenarios that use it are left out without it
     #[arg(long)]
     plugin: Option<PathBuf>,
+    /// The helm program; scenarios that install the chart are left out without it
+    #[arg(long, requires = "chart")]
+    helm: Option<PathBuf>,
+    /// The directory of the chart
+    #[arg(long)]
+    chart: Option<PathBuf>,
     /// The nodes are containers that `docker` can reach; scenarios that stop them are left out without it
     #[arg(long)]
     docker: bool,
@@ -117,7 +126,7 @@ pub async fn run(args: KubernetesArgs) -> Result<()> {
         cluster.print_evidence().await;
     }
     if let Some(path) = &cluster.args.table {
-        std::fs::write(path, format!("{TABLE_HEAD}{}", report.markdown()))?;
+        std::fs::write(path, format!("{TABLE_HEAD}{}{PROMISES}", report.markdown()))?;
     }
     let printed = report.print();
     outcome.and(printed)
@@ -146,6 +155,10 @@ async fn suite(cluster: &Cluster, evidence: &Evidence, report: &mut Report) -> R
         }
         if row.needs_plugin && cluster.args.plugin.is_none() {
             report.left_out(row.name, "needs --plugin");
+            continue;
+        }
+        if row.needs_helm && cluster.args.helm.is_none() {
+            report.left_out(row.name, "needs --helm");
             continue;
         }
         if row.needs_docker && !cluster.args.docker {
@@ -205,4 +218,34 @@ fn told_in_time(delays: &Delays) -> Result<String> {
     const LIMIT_MS: u64 = 10_000;
     ensure!(delays.worst() <= LIMIT_MS, "worst delays: {}", delays.shown());
     Ok(format!("worst: {}", delays.shown()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows that every run has besides the table's.
+    const FRAME: [&str; 8] = [
+        "apply_brings_three_ready_members",
+        "etcdctl_from_a_pod_reaches_the_services",
+        "nothing_acknowledged_is_lost",
+        "status_tells_the_truth_within_ten_seconds",
+        "events_and_columns_tell_the_story",
+        "deletion_ends",
+        "no_leader_is_disrupted_before_it_handed_over",
+        "every_granted_right_is_used",
+    ];
+
+    #[test]
+    fn promises_name_scenarios_and_files_that_exist() {
+        let names = || PROMISES.split('`').skip(1).step_by(2);
+        let is_known = |name: &str| {
+            let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../");
+            FRAME.contains(&name)
+                || scenarios::TABLE.iter().any(|row| row.name == name)
+                || (name.contains('/') && std::path::Path::new(file).join(name).exists())
+        };
+        let unknown: Vec<_> = names().filter(|name| !is_known(name)).collect();
+        assert!(names().count() > 50 && unknown.is_empty(), "{unknown:?}");
+    }
 }

@@ -118,6 +118,12 @@ pub async fn recover(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes().await? {
         cluster.kubectl(&["uncordon", &node], None).await?;
     }
+    super::pods::operator_replicas(cluster, 1).await?;
+    cluster.mine(&["delete", "resourcequota", "--all"]).await?;
+    let clusters = cluster.mine(&["get", "cc", "-o", "name"]).await?;
+    for beside in clusters.lines().filter(|name| !name.ends_with(&format!("/{NAME}"))) {
+        cluster.mine(&["delete", beside, "--timeout=120s"]).await?;
+    }
     let manifest = cluster.args.manifest.display().to_string();
     cluster.mine(&["replace", "-f", &manifest]).await?;
     cluster.ready(3).await?;

@@ -12,7 +12,7 @@ use crate::poll;
 /// Long enough for the operator to do what it should not.
 const TEMPTATION: Duration = Duration::from_secs(15);
 
-fn beside(name: &str, replicas: u64, storage: Value) -> Value {
+pub(super) fn beside(name: &str, replicas: u64, storage: Value) -> Value {
     let mut storage = storage;
     storage["onClusterDelete"] = json!("Delete");
     json!({
@@ -21,21 +21,21 @@ fn beside(name: &str, replicas: u64, storage: Value) -> Value {
     })
 }
 
-async fn object(cluster: &Cluster, name: &str) -> Result<Value> {
+pub(super) async fn object(cluster: &Cluster, name: &str) -> Result<Value> {
     let namespace = &cluster.args.namespace;
     cluster.api.get(&format!("/apis/quorate.dev/v1alpha1/namespaces/{namespace}/consistentclusters/{name}")).await
 }
 
-async fn up(cluster: &Cluster, name: &str) -> Result<()> {
+pub(super) async fn up(cluster: &Cluster, name: &str) -> Result<()> {
     cluster.mine(&["wait", "--for=condition=Ready", &format!("cc/{name}"), "--timeout=140s"]).await.map(drop)
 }
 
-async fn edit(cluster: &Cluster, name: &str, spec: Value) -> Result<()> {
+pub(super) async fn edit(cluster: &Cluster, name: &str, spec: Value) -> Result<()> {
     let patch = json!({ "spec": spec }).to_string();
     cluster.mine(&["patch", &format!("cc/{name}"), "--type=merge", "-p", &patch]).await.map(drop)
 }
 
-async fn claims(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
+pub(super) async fn claims(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
     let namespace = &cluster.args.namespace;
     let path =
         format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims?labelSelector=quorate.dev/cluster={name}");
@@ -43,7 +43,7 @@ async fn claims(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
 }
 
 /// Waits until the cluster has as many claims as members, and all of them are as wanted.
-async fn all_claims(cluster: &Cluster, name: &str, count: usize, pointer: &str, wanted: &str) -> Result<()> {
+pub(super) async fn all_claims(cluster: &Cluster, name: &str, count: usize, pointer: &str, wanted: &str) -> Result<()> {
     poll::until(&format!("{count} volumes with {wanted}"), LIMIT, POLL, async || {
         let found: Vec<String> = claims(cluster, name).await?.iter().map(|c| text(c, pointer)).collect();
         ensure!(found.len() == count && found.iter().all(|f| f == wanted), "{found:?}");
@@ -64,9 +64,21 @@ async fn class(cluster: &Cluster, name: &str) -> Result<()> {
     cluster.apply(&made).await.map(drop)
 }
 
-const SIZE: &str = "/spec/resources/requests/storage";
+pub(super) const SIZE: &str = "/spec/resources/requests/storage";
 
-/// Growing asks for more on every claim and restarts nobody; the storage itself is the expander's.
+/// Does what a storage driver's expander does once a claim asks for more: says that it is there.
+pub(super) async fn expanded(cluster: &Cluster, name: &str, size: &str) -> Result<()> {
+    for claim in claims(cluster, name).await? {
+        let (claim, volume) = (text(&claim, "/metadata/name"), text(&claim, "/spec/volumeName"));
+        let spec = json!({"spec": {"capacity": {"storage": size}}}).to_string();
+        cluster.kubectl(&["patch", "pv", &volume, "--type=merge", "-p", &spec], None).await?;
+        let status = json!({"status": {"capacity": {"storage": size}}}).to_string();
+        cluster.mine(&["patch", "pvc", &claim, "--subresource=status", "--type=merge", "-p", &status]).await?;
+    }
+    Ok(())
+}
+
+/// Growing asks for more on every claim and restarts nobody; the storage itself is the expander's, which is this suite here.
 pub async fn expand(cluster: &Cluster) -> Result<String> {
     let (name, grows) = ("grown", "quorate-e2e-grows");
     class(cluster, grows).await?;
@@ -79,6 +91,7 @@ pub async fn expand(cluster: &Cluster) -> Result<String> {
     let before = uids().await?;
     edit(cluster, name, json!({"storage": {"size": "96Mi"}})).await?;
     all_claims(cluster, name, 1, SIZE, "96Mi").await?;
+    expanded(cluster, name, "96Mi").await?;
     up(cluster, name).await?;
     ensure!(uids().await? == before, "a member was restarted to grow its volume");
     cluster.mine(&["delete", "cc", name, "--timeout=120s"]).await?;

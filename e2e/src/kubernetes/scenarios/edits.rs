@@ -52,7 +52,7 @@ pub async fn pods(cluster: &Cluster) -> Result<Vec<Pod>> {
 }
 
 /// Waits until none of these pods is left and all members are well.
-async fn rolled(cluster: &Cluster, before: &[Pod]) -> Result<()> {
+pub(super) async fn rolled(cluster: &Cluster, before: &[Pod]) -> Result<()> {
     poll::until("every pod to be new", LIMIT, POLL, async || {
         let old = pods(cluster).await?.iter().filter(|pod| before.iter().any(|b| b.uid == pod.uid)).count();
         ensure!(old == 0, "{old} old pods");
@@ -84,7 +84,7 @@ pub async fn scale_flip_at_once(cluster: &Cluster) -> Result<String> {
     back_to_three(cluster).await
 }
 
-async fn back_to_three(cluster: &Cluster) -> Result<String> {
+pub(super) async fn back_to_three(cluster: &Cluster) -> Result<String> {
     cluster.scale(3).await?;
     cluster.ready(3).await?;
     volumes(cluster, 3).await?;

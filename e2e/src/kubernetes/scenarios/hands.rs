@@ -1,12 +1,15 @@
 //! Objects and members that a person takes away, and promises of others that hold things up.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::kubernetes::cluster::{Cluster, LIMIT, NAME, POLL, text};
+use crate::kubernetes::cluster::{Cluster, LIMIT, NAME, POLL, condition, conditions, text};
 use crate::poll;
+
+/// Long enough for the operator to do what it should not.
+const TEMPTATION: Duration = Duration::from_secs(10);
 
 /// Deleting a record means: retire and replace this member. Of the leader it means: hand over first.
 pub async fn leader_record_deleted(cluster: &Cluster) -> Result<String> {
@@ -52,7 +55,7 @@ pub async fn names(cluster: &Cluster) -> Result<Vec<String>> {
 }
 
 /// Waits until a member is replaced by one that was not there before, and gives the seconds it took.
-async fn replaced(cluster: &Cluster, before: &[String], victim: &str, since: Instant) -> Result<String> {
+pub(super) async fn replaced(cluster: &Cluster, before: &[String], victim: &str, since: Instant) -> Result<String> {
     let new = poll::until("a replacement", LIMIT, POLL, async || {
         let now = names(cluster).await?;
         ensure!(!now.iter().any(|n| n == victim), "{victim} still has its record");
@@ -70,6 +73,24 @@ pub async fn volume_lost(cluster: &Cluster) -> Result<String> {
     let since = Instant::now();
     cluster.mine(&["delete", "pvc", &format!("{victim}-data"), "--wait=false"]).await?;
     cluster.mine(&["delete", "pod", &format!("{victim}-0"), "--grace-period=1"]).await?;
+    replaced(cluster, &before, &victim, since).await
+}
+
+/// The claim alone: Kubernetes keeps it while its pod runs, and so does the member until another has caught up.
+pub async fn claim_deleted(cluster: &Cluster) -> Result<String> {
+    let before = names(cluster).await?;
+    let victim = text(&follower(cluster).await?, "/metadata/name");
+    let pod = format!("{victim}-0");
+    let uid = async || Ok::<_, anyhow::Error>(cluster.pod(&pod).await?.map(|pod| text(&pod, "/metadata/uid")));
+    let ran = uid().await?;
+    let since = Instant::now();
+    cluster.mine(&["delete", "pvc", &format!("{victim}-data"), "--wait=false"]).await?;
+    poll::until("a replacement to come", LIMIT, POLL, async || {
+        ensure!(names(cluster).await?.iter().any(|n| !before.contains(n)), "no new record");
+        Ok(())
+    })
+    .await?;
+    ensure!(uid().await? == ran, "{victim} was stopped before its replacement was there");
     replaced(cluster, &before, &victim, since).await
 }
 
@@ -99,19 +120,72 @@ pub async fn removed_by_hand(cluster: &Cluster) -> Result<String> {
 
 /// A member that somebody else added is reported and left alone; it blocks what would need its place, and nothing else.
 pub async fn foreign_member(cluster: &Cluster) -> Result<String> {
-    cluster.etcdctl(&["member", "add", "stranger", "--learner", "--peer-urls=http://stranger.invalid:2380"]).await?;
+    let id = add_stranger(cluster).await?;
     poll::until("the foreign member to be reported", LIMIT, POLL, async || {
         let events = cluster.mine(&["get", "events", "-o", "jsonpath={range .items[*]}{.reason}{'\\n'}{end}"]).await?;
         ensure!(events.lines().any(|l| l == "ForeignMember"), "no Event ForeignMember");
         Ok(())
     })
     .await?;
-    let list = cluster.etcdctl(&["member", "list"]).await?;
-    let line =
-        list.lines().find(|l| l.contains("stranger") || l.contains("unstarted")).context("the stranger is gone")?;
-    let id = line.split(',').next().unwrap_or_default().trim().to_owned();
+    ensure!(member_list(cluster).await?.contains(&id), "the stranger is gone");
     cluster.etcdctl(&["member", "remove", &id]).await?;
     Ok(format!("member {id}"))
+}
+
+async fn member_list(cluster: &Cluster) -> Result<String> {
+    cluster.etcdctl(&["member", "list"]).await
+}
+
+/// Adds a learner that nobody runs, and gives its id.
+async fn add_stranger(cluster: &Cluster) -> Result<String> {
+    cluster.etcdctl(&["member", "add", "stranger", "--learner", "--peer-urls=http://stranger.invalid:2380"]).await?;
+    id_of(&member_list(cluster).await?, |line| line.contains("stranger")).context("the stranger is not there")
+}
+
+fn id_of(list: &str, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+    let line = list.lines().find(|line| is_meant(line))?;
+    line.split(',').next().map(|id| id.trim().to_owned())
+}
+
+/// One learner at a time: beside a stranger's nobody of ours is added, and growth goes on once it is gone.
+pub async fn second_learner(cluster: &Cluster) -> Result<String> {
+    let stranger = add_stranger(cluster).await?;
+    cluster.scale(5).await?;
+    poll::until("growth to be held up", LIMIT, POLL, async || {
+        let status = cluster.status().await?;
+        ensure!(condition(&status, "Stalled") == "True", "{}", conditions(&status));
+        Ok(())
+    })
+    .await?;
+    tokio::time::sleep(TEMPTATION).await;
+    let learners = member_list(cluster).await?.lines().filter(|line| line.trim_end().ends_with("true")).count();
+    ensure!(learners == 1, "{learners} learners at the same time");
+    let told = conditions(&cluster.status().await?);
+    ensure!(told.contains(&stranger), "nobody is told about {stranger}: {told}");
+    cluster.etcdctl(&["member", "remove", &stranger]).await?;
+    cluster.ready(5).await?;
+    cluster.scale(3).await?;
+    cluster.ready(3).await?;
+    Ok(format!("waited for {stranger} to go"))
+}
+
+/// A learner whose place in the configuration is taken away before it ever ran is made anew under another id.
+pub async fn learner_removed(cluster: &Cluster) -> Result<String> {
+    let before = names(cluster).await?;
+    cluster.apply(&pods_at_most(4)).await?;
+    cluster.scale(5).await?;
+    let ours = |line: &str| line.contains(NAME) && !before.iter().any(|name| line.contains(name));
+    let id = poll::until("a learner that has no room to run", LIMIT, POLL, async || {
+        id_of(&member_list(cluster).await?, ours).context("no learner of ours")
+    })
+    .await?;
+    cluster.exec(&["/etcdctl", "--endpoints=http://orders-leader:2379", "member", "remove", &id]).await?;
+    cluster.mine(&["delete", "resourcequota", NO_MORE]).await?;
+    cluster.ready(5).await?;
+    ensure!(!member_list(cluster).await?.contains(&id), "member {id} is back");
+    cluster.scale(3).await?;
+    cluster.ready(3).await?;
+    Ok(format!("{id} was taken out, another came"))
 }
 
 /// Services, the budget and the leader's endpoints come back.
@@ -164,12 +238,18 @@ pub async fn stuck_finalizer(cluster: &Cluster) -> Result<String> {
     Ok(format!("{victim} replaced while its volume was held"))
 }
 
+const NO_MORE: &str = "no-more";
+
+/// The writer's pod counts, too.
+fn pods_at_most(count: u64) -> Value {
+    json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": NO_MORE}, "spec": {"hard": {"pods": count.to_string()}}})
+}
+
 /// No room for another pod: the learner waits, the voters serve, and growth goes on when there is room.
 pub async fn quota(cluster: &Cluster) -> Result<String> {
-    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-more"}, "spec": {"hard": {"pods": "4"}}});
-    cluster.apply(&quota).await?;
+    cluster.apply(&pods_at_most(4)).await?;
     cluster.scale(5).await?;
-    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
     let status = cluster.status().await?;
     ensure!(
         status["replicas"] == 3 && status["readyReplicas"] == 3,
@@ -178,7 +258,7 @@ pub async fn quota(cluster: &Cluster) -> Result<String> {
         status["readyReplicas"]
     );
     // A voter that goes meanwhile gets its place back: it is not another pod.
-    cluster.mine(&["delete", "resourcequota", "no-more"]).await?;
+    cluster.mine(&["delete", "resourcequota", NO_MORE]).await?;
     cluster.ready(5).await?;
     cluster.scale(3).await?;
     cluster.ready(3).await
@@ -192,7 +272,7 @@ fn small(name: &str, replicas: u64) -> Value {
 }
 
 /// Nothing of a cluster is left after it is deleted.
-async fn nothing_left(cluster: &Cluster, name: &str) -> Result<()> {
+pub(super) async fn nothing_left(cluster: &Cluster, name: &str) -> Result<()> {
     let label = format!("quorate.dev/cluster={name}");
     poll::until(&format!("everything of {name} to be gone"), LIMIT, POLL, async || {
         let left = cluster.mine(&["get", "statefulset,pod,pvc,service,pdb", "-l", &label, "-o", "name"]).await?;
@@ -207,7 +287,7 @@ pub async fn deleted_midway(cluster: &Cluster) -> Result<String> {
     for (nth, ms) in [0, 700, 2_500, 6_000].into_iter().enumerate() {
         let name = format!("short-{nth}");
         cluster.apply(&small(&name, 3)).await?;
-        tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
+        tokio::time::sleep(Duration::from_millis(ms)).await;
         cluster.mine(&["delete", "cc", &name, "--timeout=120s"]).await?;
         nothing_left(cluster, &name).await?;
     }

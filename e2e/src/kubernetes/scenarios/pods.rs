@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::edits::{Pod, pods};
+use super::edits::pods;
 use crate::kubernetes::api::is_code;
-use crate::kubernetes::cluster::{Cluster, LIMIT, POLL, text};
+use crate::kubernetes::cluster::{Cluster, LIMIT, POLL, condition, conditions, text};
 use crate::poll;
 
 const OPERATOR: &str = "deployment/quorate-operator";
@@ -31,6 +31,46 @@ pub async fn two_of_three(cluster: &Cluster) -> Result<String> {
 pub async fn all_pods(cluster: &Cluster) -> Result<String> {
     delete_pods(cluster, 3).await?;
     cluster.ready(3).await
+}
+
+/// A follower's pod goes and comes back; the leader does not notice.
+pub async fn follower_deleted(cluster: &Cluster) -> Result<String> {
+    let led = cluster.leader().await?;
+    let victim = text(&super::hands::follower(cluster).await?, "/metadata/name");
+    cluster.mine(&["delete", "pod", &format!("{victim}-0")]).await?;
+    cluster.ready(3).await?;
+    let leads = cluster.leader().await?;
+    ensure!(leads == led, "{led:?} led, now {leads:?}");
+    Ok(format!("{victim} deleted, {} leads on", leads.0))
+}
+
+/// Two of three have no node to run on for a while: it is told, nobody is made anew, and the same cluster goes on.
+pub async fn quorum_away(cluster: &Cluster) -> Result<String> {
+    let members = async || -> Result<(Vec<String>, [Value; 2])> {
+        let status = cluster.status().await?;
+        let id = [status["clusterID"].clone(), status["incarnation"].clone()];
+        let list = cluster.owned("statefulsets").await?;
+        Ok((list.iter().map(super::hands::member_id).collect(), id))
+    };
+    let before = members().await?;
+    for node in cluster.nodes().await? {
+        cluster.kubectl(&["cordon", &node], None).await?;
+    }
+    delete_pods(cluster, 2).await?;
+    let told = poll::until("the loss to be told", LIMIT, POLL, async || {
+        let status = cluster.status().await?;
+        ensure!(condition(&status, "Available") == "False", "{}", conditions(&status));
+        Ok(conditions(&status))
+    })
+    .await?;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    ensure!(members().await? == before, "members were changed without a quorum");
+    for node in cluster.nodes().await? {
+        cluster.kubectl(&["uncordon", &node], None).await?;
+    }
+    cluster.ready(3).await?;
+    ensure!(members().await? == before, "it is another cluster now");
+    Ok(told.split(", ").find(|c| c.starts_with("Available=")).unwrap_or_default().to_owned())
 }
 
 /// The leader's pod again and again; each time somebody of a later term serves.
@@ -57,7 +97,7 @@ pub async fn operator_absent(cluster: &Cluster) -> Result<String> {
     cluster.ready(3).await
 }
 
-async fn operator_replicas(cluster: &Cluster, count: u64) -> Result<()> {
+pub(super) async fn operator_replicas(cluster: &Cluster, count: u64) -> Result<()> {
     let namespace = cluster.args.operator_namespace.as_str();
     cluster.kubectl(&["-n", namespace, "scale", OPERATOR, &format!("--replicas={count}")], None).await?;
     cluster.kubectl(&["-n", namespace, "rollout", "status", OPERATOR, "--timeout=120s"], None).await.map(drop)
@@ -139,17 +179,50 @@ pub async fn two_operators(cluster: &Cluster) -> Result<String> {
     Ok(format!("the second took {steps} steps"))
 }
 
+/// A member that does not answer may be drained, since the others are all well; one of the others may not.
+pub async fn evict_unhealthy(cluster: &Cluster) -> Result<String> {
+    let sick = text(&super::hands::follower(cluster).await?, "/metadata/name");
+    let pod = cluster.pod(&format!("{sick}-0")).await?.context("the follower has no pod")?;
+    let node = text(&pod, "/spec/nodeName");
+    let signal = async |signal: &str| {
+        cluster.node(&["exec", &node, "pkill", signal, "-f", "--", &format!("--name={sick} ")]).await
+    };
+    signal("-STOP").await?;
+    let outcome = async {
+        poll::until("the member to be seen as not ready", Duration::from_secs(25), POLL, async || {
+            let pod = cluster.pod(&format!("{sick}-0")).await?.context("it has no pod")?;
+            ensure!(!super::nodes::is_ready(&pod), "it is ready");
+            Ok(())
+        })
+        .await?;
+        let (leader, _) = cluster.leader().await?;
+        match evict(cluster, &format!("{leader}-0")).await {
+            Err(error) if is_code(&error, 429) => {}
+            other => anyhow::bail!("{leader} was evicted while {sick} is not ready: {other:?}"),
+        }
+        evict(cluster, &format!("{sick}-0")).await.map(drop)
+    };
+    let outcome = outcome.await;
+    // So that it ends in time.
+    signal("-CONT").await?;
+    outcome?;
+    cluster.ready(3).await?;
+    Ok(format!("{sick} was evicted"))
+}
+
+async fn evict(cluster: &Cluster, pod: &str) -> Result<Value> {
+    let namespace = &cluster.args.namespace;
+    let body =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}});
+    cluster.api.post(&format!("/api/v1/namespaces/{namespace}/pods/{pod}/eviction"), &body).await
+}
+
 /// Two evictions at once: the budget lets one through.
 pub async fn evictions(cluster: &Cluster) -> Result<String> {
     let all = pods(cluster).await?;
-    let evict = async |pod: &Pod| {
-        let namespace = &cluster.args.namespace;
-        let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod.name, "namespace": namespace}});
-        cluster.api.post(&format!("/api/v1/namespaces/{namespace}/pods/{}/eviction", pod.name), &body).await
-    };
     // One after the other would be another question: the first pod may be back before the second is asked for.
     let (mut evicted, mut refused) = (Vec::new(), 0);
-    for (pod, answer) in all.iter().zip(join_all(all.iter().map(evict)).await) {
+    for (pod, answer) in all.iter().zip(join_all(all.iter().map(|pod| evict(cluster, &pod.name))).await) {
         match answer {
             Ok(_) => evicted.push(pod.name.as_str()),
             Err(error) if is_code(&error, 429) => refused += 1,
@@ -178,111 +251,4 @@ pub async fn drain_two(cluster: &Cluster) -> Result<String> {
     }
     cluster.ready(3).await?;
     Ok(told.join(", "))
-}
-
-/// The node of a follower freezes longer than Kubernetes waits, and comes back.
-pub async fn node_frozen(cluster: &Cluster) -> Result<String> {
-    let node = cluster.nodes().await?.into_iter().next().context("there are no nodes")?;
-    cluster.node(&["pause", &node]).await?;
-    let outcome = served_meanwhile(cluster, Duration::from_secs(75)).await;
-    cluster.node(&["unpause", &node]).await?;
-    outcome?;
-    node_ready(cluster, &node).await?;
-    cluster.ready(3).await?;
-    Ok(format!("{node} for 75 s"))
-}
-
-/// The kubelet stops while its pods run on: nothing happens to the members.
-pub async fn kubelet_stopped(cluster: &Cluster) -> Result<String> {
-    let node = cluster.nodes().await?.into_iter().next().context("there are no nodes")?;
-    cluster.node(&["exec", &node, "systemctl", "stop", "kubelet"]).await?;
-    let outcome = served_meanwhile(cluster, Duration::from_secs(60)).await;
-    cluster.node(&["exec", &node, "systemctl", "start", "kubelet"]).await?;
-    outcome?;
-    node_ready(cluster, &node).await?;
-    cluster.ready(3).await?;
-    Ok(format!("{node} for 60 s"))
-}
-
-async fn served_meanwhile(cluster: &Cluster, time: Duration) -> Result<()> {
-    let since = Instant::now();
-    while since.elapsed() < time {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        poll::until("a write meanwhile", Duration::from_secs(15), POLL, async || {
-            cluster.etcdctl(&["put", "from", "meanwhile"]).await.map(drop)
-        })
-        .await?;
-    }
-    Ok(())
-}
-
-async fn node_ready(cluster: &Cluster, node: &str) -> Result<()> {
-    poll::until(&format!("{node} to be ready"), LIMIT, POLL, async || {
-        let found = cluster.api.get(&format!("/api/v1/nodes/{node}")).await?;
-        let ready = found["status"]["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(|c| c["type"] == "Ready" && c["status"] == "True");
-        ensure!(ready, "not ready");
-        Ok(())
-    })
-    .await
-}
-
-/// No API server for a minute: members and clients do not notice, and the status is true again after it.
-pub async fn no_api_server(cluster: &Cluster) -> Result<String> {
-    let plane = cluster.quiet_node().await?;
-    let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
-    let (leader, term) = cluster.leader().await?;
-    cluster.node(&["exec", &plane, "mv", manifest, "/root/kube-apiserver.yaml"]).await?;
-    let away = poll::until("the API server to be gone", LIMIT, POLL, async || {
-        ensure!(cluster.api.get("/version").await.is_err(), "it answers");
-        Ok(())
-    })
-    .await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    cluster.node(&["exec", &plane, "mv", "/root/kube-apiserver.yaml", manifest]).await?;
-    away?;
-    let since = Instant::now();
-    poll::until("the API server to be back", LIMIT, POLL, async || cluster.api.get("/version").await.map(drop)).await?;
-    let back = since.elapsed().as_secs_f64();
-    cluster.ready(3).await?;
-    let (now, later) = cluster.leader().await?;
-    let told = if later == term { format!("{leader} led throughout") } else { format!("{now} leads since") };
-    Ok(format!("back after {back:.0} s more; {told}"))
-}
-
-/// A member whose disk is wiped under it is replaced, not bootstrapped; even when all whom it knew at its start were replaced.
-pub async fn data_dir_lost(cluster: &Cluster) -> Result<String> {
-    let victim = text(&super::hands::follower(cluster).await?, "/metadata/name");
-    let pod = cluster.pod(&format!("{victim}-0")).await?.context("the follower has no pod")?;
-    let known = pod["spec"]["containers"][0]["args"].as_array().cloned().unwrap_or_default();
-    let known = known.iter().filter_map(Value::as_str).find_map(|a| a.strip_prefix("--initial-cluster="));
-    let known = known.context("the pod names no members")?.to_owned();
-    for other in super::hands::names(cluster).await?.iter().filter(|n| **n != victim && known.contains(n.as_str())) {
-        cluster.mine(&["delete", "statefulset", other, "--wait=false"]).await?;
-        cluster.gone(&format!("statefulset/{other}")).await?;
-        cluster.ready(3).await?;
-    }
-    let before: Vec<String> = cluster.owned("statefulsets").await?.iter().map(|s| text(s, "/metadata/name")).collect();
-    let pod = cluster.pod(&format!("{victim}-0")).await?.context("the follower has no pod")?;
-    let node = text(&pod, "/spec/nodeName");
-    let claims = cluster.owned("persistentvolumeclaims").await?;
-    let claim = claims.iter().find(|c| text(c, "/metadata/name") == format!("{victim}-data"));
-    let name = text(claim.context("the follower has no claim")?, "/spec/volumeName");
-    let volume = cluster.api.get(&format!("/api/v1/persistentvolumes/{name}")).await?;
-    let path = ["/spec/hostPath/path", "/spec/local/path"].map(|at| text(&volume, at)).concat();
-    ensure!(!path.is_empty(), "volume {name} is no directory of its node");
-    let since = Instant::now();
-    cluster.node(&["exec", &node, "rm", "-rf", &format!("{path}/member")]).await?;
-    cluster.mine(&["delete", "pod", &format!("{victim}-0"), "--grace-period=0", "--force"]).await?;
-    poll::until("a replacement", LIMIT, POLL, async || {
-        let now: Vec<String> = cluster.owned("statefulsets").await?.iter().map(|s| text(s, "/metadata/name")).collect();
-        ensure!(now.iter().any(|n| !before.contains(n)), "{victim} is not replaced");
-        Ok(())
-    })
-    .await?;
-    cluster.ready(3).await?;
-    Ok(format!("{victim} replaced in {:.1} s", since.elapsed().as_secs_f64()))
 }
