@@ -122,11 +122,11 @@ pub fn test(fast: bool) -> Result<()> {
 }
 
 pub fn e2e(args: &E2eArgs) -> Result<()> {
-    let mut wanted = vec!["quorate-node", "quorate-operator", "quorate-e2e"];
+    let programs = cmd::build_programs(&["quorate-node", "quorate-operator", "quorate-e2e"])?;
     if args.needs_plugin() {
-        wanted.push("quorate-kubectl");
+        // By itself: beside the others it would have them built with what only it needs.
+        cmd::build_programs(&["quorate-kubectl"])?;
     }
-    let programs = cmd::build_programs(&wanted)?;
     let mut parts = Parts::new();
     if args.which == Which::Monitoring {
         parts.part("end to end, monitoring", || monitoring_suite(&programs));
