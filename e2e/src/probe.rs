@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use fastrand::Rng;
 use quorate_proto::etcdserverpb::PutRequest;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
 use rustix::process::Signal;
@@ -21,7 +22,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::chaos::members::{Kind, Members, Program};
-use crate::chaos::rng::Rng;
 
 /// Shorter than what is measured: no gap can be seen that is smaller than a tick.
 const TICK: Duration = Duration::from_millis(2);
@@ -163,13 +163,13 @@ async fn all(args: &ProbeArgs, sides: &mut [Side]) -> Result<String> {
         "event", "of", "n", "p50 ms", "p99 ms", "max ms", "quiet p50", "quiet p99", "probe failed", "load failed"
     );
     print!("{table}");
-    let mut rng = Rng::new(1);
+    let mut rng = Rng::with_seed(1);
     for &kind in &args.kinds {
         for n in 0..args.events {
             for k in 0..sides.len() {
                 // Which goes first alternates, too.
                 let at = (n + k) % sides.len();
-                let phase = WARM + kind.watched() + Duration::from_millis(rng.below(PHASE_MS));
+                let phase = WARM + kind.watched() + Duration::from_millis(rng.u64(..PHASE_MS));
                 let side = &mut sides[at];
                 let sample = undisturbed(side, kind, phase, args.load).await;
                 side.samples.push(sample.with_context(|| format!("{} of {}", kind.name(), side.name))?);

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
 use rustix::process::Signal;
 
 use crate::chaos::load::ONCE_PREFIX;
 use crate::chaos::members::Members;
 use crate::chaos::rig::tool;
-use crate::chaos::rng::Rng;
 use crate::chaos::{Campaign, Row, Setting, judge};
 use crate::poll;
 use crate::writer::read_all;
@@ -93,14 +93,14 @@ async fn some(setting: &Setting, rounds: u32, rng: &mut Rng, outcomes: &mut BTre
 }
 
 async fn round(campaign: &mut Campaign, rng: &mut Rng, outcomes: &mut BTreeMap<String, u32>) -> Result<u32> {
-    let victim = rng.place(3);
+    let victim = rng.usize(..3);
     let kept = campaign.context.dir.join("kept");
     let data_dir = campaign.members.list[victim].home.data_dir.clone();
-    campaign.members.list[victim].signal(if rng.chance(50) { Signal::KILL } else { Signal::TERM })?;
+    campaign.members.list[victim].signal(if rng.bool() { Signal::KILL } else { Signal::TERM })?;
     campaign.members.list[victim].ended(END_LIMIT).await?;
     copy(&data_dir, &kept).await?;
     let mut files = Vec::new();
-    let bits = 1 + rng.below(BITS_MAX);
+    let bits = 1 + rng.u64(..BITS_MAX);
     for _ in 0..bits {
         files.push(flip(&data_dir, rng, &campaign.context.dir.join("flips.log"))?);
     }
@@ -201,11 +201,11 @@ fn flip(dir: &Path, rng: &mut Rng, log: &Path) -> Result<String> {
     let mut files = Vec::new();
     collect(dir, &mut files)?;
     ensure!(!files.is_empty(), "{} holds no file", dir.display());
-    let path = &files[rng.place(files.len())];
+    let path = &files[rng.usize(..files.len())];
     let mut bytes = std::fs::read(path)?;
     let used = bytes.iter().rposition(|b| *b != 0).map_or(bytes.len(), |at| at + 1);
-    let within = if rng.chance(USED_PERCENT) { used } else { bytes.len() };
-    let (at, bit) = (rng.place(within), rng.below(8));
+    let within = if rng.u64(..100) < USED_PERCENT { used } else { bytes.len() };
+    let (at, bit) = (rng.usize(..within), rng.u64(..8));
     let before = bytes[at];
     bytes[at] ^= 1 << bit;
     let shown = path.strip_prefix(dir).unwrap_or(path).display().to_string();
@@ -241,7 +241,7 @@ fn self_test(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(&probe)?;
     let before = vec![0x5a_u8; 8192];
     std::fs::write(probe.join("file"), &before)?;
-    flip(&probe, &mut Rng::new(1), &dir.join("self-test.log"))?;
+    flip(&probe, &mut Rng::with_seed(1), &dir.join("self-test.log"))?;
     let after = std::fs::read(probe.join("file"))?;
     let bits: u32 = before.iter().zip(&after).map(|(a, b)| (a ^ b).count_ones()).sum();
     ensure!(bits == 1 && before.len() == after.len(), "a flip changed {bits} bits");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::chaos::members::{Home, Members};
+use crate::chaos::members::Members;
 use crate::chaos::rig::{Image, tool};
 use crate::chaos::{Campaign, Row, Setting};
 use crate::poll;
@@ -43,18 +43,9 @@ enum Shown {
 
 pub async fn run(setting: &Setting) -> Result<Vec<Row>> {
     self_test(setting).await.context("self-test of the full disk")?;
-    let mut images = Vec::new();
-    for n in 0..3 {
-        images.push(Image::create(&setting.dir, &format!("m{n}"), IMAGE_MIB).await?);
-    }
-    let homes = images.iter().zip(0u16..).map(|(image, n)| Home {
-        data_dir: image.mount.join("data"),
-        host: "127.0.0.1".into(),
-        port_offset: 10 * n,
-        namespace: None,
-    });
+    let (mut images, homes) = setting.on_images(IMAGE_MIB).await?;
     let program = setting.program(&["--snapshot-count", "1000"]);
-    let members = Members::new(program, homes.collect(), &setting.dir)?;
+    let members = Members::new(program, homes, &setting.dir)?;
     let mut campaign = Campaign::start(setting, members).await?;
     let body = classes(&mut campaign, setting, &images).await;
     let rows = campaign.finish("full", body).await?;

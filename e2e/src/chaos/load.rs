@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use fastrand::Rng;
 use quorate_audit::acks::Ack;
 use quorate_audit::history::{Answer, Call, Compare, Line, Relation, Target};
 use quorate_proto::etcdserverpb as pb;
@@ -20,7 +21,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::chaos::members::channel;
-use crate::chaos::rng::Rng;
 use crate::poll;
 use crate::writer::plain;
 
@@ -202,7 +202,7 @@ impl Load {
     pub fn start(endpoints: Vec<String>, clients: usize, seed: u64) -> Load {
         let recorder = Arc::new(Recorder::new());
         let run = |n: u64| {
-            let rng = Rng::new(seed ^ (n + 1).wrapping_mul(0xa076_1d64_78bd_642f));
+            let rng = Rng::with_seed(seed ^ (n + 1).wrapping_mul(0xa076_1d64_78bd_642f));
             tokio::spawn(client(recorder.clone(), endpoints.clone(), n, rng))
         };
         let workers = (0..clients as u64).map(run).collect();
@@ -250,7 +250,7 @@ impl Load {
 }
 
 async fn client(recorder: Arc<Recorder>, endpoints: Vec<String>, n: u64, mut rng: Rng) {
-    let mut at = rng.place(endpoints.len());
+    let mut at = rng.usize(..endpoints.len());
     let mut kv = None;
     let mut count = 0;
     // The newest modification of each register this client knows of: what its transactions compare with.
@@ -283,7 +283,7 @@ async fn client(recorder: Arc<Recorder>, endpoints: Vec<String>, n: u64, mut rng
 
 /// The next call of a client.
 fn draw(rng: &mut Rng, client: u64, count: u64, seen: &BTreeMap<String, i64>, padding: usize) -> Call {
-    let register = format!("r/{}", rng.below(REGISTERS));
+    let register = format!("r/{}", rng.u64(..REGISTERS));
     let mut value = format!("v{client}-{count}");
     if padding > 0 {
         value.push('-');
@@ -296,7 +296,7 @@ fn draw(rng: &mut Rng, client: u64, count: u64, seen: &BTreeMap<String, i64>, pa
         limit: 0,
         serializable,
     };
-    match rng.below(100) {
+    match rng.u64(..100) {
         0..30 => Call::Put { key: format!("{ONCE_PREFIX}{client}/{count:08}"), value },
         30..50 => Call::Put { key: register, value },
         50..70 => get(&register, false),

@@ -55,6 +55,13 @@ pub struct Home {
     pub namespace: Option<String>,
 }
 
+impl Home {
+    /// The `n`th of a cluster whose members share one address.
+    pub fn on_loopback(data_dir: PathBuf, n: u16, port_offset: u16) -> Home {
+        Home { data_dir, host: "127.0.0.1".into(), port_offset: port_offset + 10 * n, namespace: None }
+    }
+}
+
 #[derive(Debug)]
 pub struct Member {
     pub name: String,
@@ -168,12 +175,7 @@ impl Members {
 
     /// Members on one address, told apart by ports.
     pub fn on_loopback(program: Program, dir: &Path, port_offset: u16) -> Result<Members> {
-        let homes = (0..3u16).map(|n| Home {
-            data_dir: dir.join(format!("m{n}")),
-            host: "127.0.0.1".into(),
-            port_offset: port_offset + 10 * n,
-            namespace: None,
-        });
+        let homes = (0..3).map(|n| Home::on_loopback(dir.join(format!("m{n}")), n, port_offset));
         Members::new(program, homes.collect(), dir)
     }
 
@@ -214,6 +216,8 @@ impl Members {
     /// Starts those that do not run.
     pub fn start_missing(&mut self) -> Result<()> {
         for at in 0..self.list.len() {
+            // A process that ended by itself counts as running until it is reaped.
+            self.list[at].try_ended()?;
             if !self.list[at].is_running() {
                 self.start(at)?;
             }

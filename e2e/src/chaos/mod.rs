@@ -14,7 +14,6 @@ mod network;
 mod power;
 mod processes;
 mod rig;
-pub mod rng;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,10 +21,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use fastrand::Rng;
 
 use load::{Load, Recorder};
-use members::{Kind, Members, Program};
-use rng::Rng;
+use members::{Home, Kind, Members, Program};
+use rig::Image;
 
 /// From the end of a fault until every member answers a write.
 const HEAL_LIMIT: Duration = Duration::from_secs(20);
@@ -189,8 +189,19 @@ impl Setting {
         self.args.rounds.unwrap_or(default)
     }
 
+    /// A file system of its own for each member.
+    async fn on_images(&self, size_mib: u64) -> Result<(Vec<Image>, Vec<Home>)> {
+        let (mut images, mut homes) = (Vec::new(), Vec::new());
+        for n in 0..3 {
+            let image = Image::create(&self.dir, &format!("m{n}"), size_mib).await?;
+            homes.push(Home::on_loopback(image.mount.join("data"), n, 0));
+            images.push(image);
+        }
+        Ok((images, homes))
+    }
+
     fn rng(&self, salt: u64) -> Rng {
-        Rng::new(self.seed ^ salt)
+        Rng::with_seed(self.seed ^ salt)
     }
 }
 

@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
 
 use crate::chaos::members::{Home, Members};
 use crate::chaos::rig::{run, tool};
-use crate::chaos::rng::Rng;
 use crate::chaos::{Campaign, Row, Setting};
 
 const ROUNDS: u32 = 4;
@@ -104,7 +104,7 @@ async fn cut_for_a_while(cuts: &[Cut], condition: &[&str], rng: &mut Rng) -> Res
     for cut in cuts {
         rule("-A", *cut, condition).await?;
     }
-    tokio::time::sleep(Duration::from_millis(FAULT_MS / 2 + rng.below(FAULT_MS))).await;
+    tokio::time::sleep(Duration::from_millis(FAULT_MS / 2 + rng.u64(..FAULT_MS))).await;
     let mut seen = 0;
     for cut in cuts {
         let dropped = dropped(*cut).await?;

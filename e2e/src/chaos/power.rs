@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::chaos::members::{Home, Members, Program};
+use crate::chaos::members::{Members, Program};
 use crate::chaos::rig::{Image, cut_power};
 use crate::chaos::{Campaign, Row, Setting, judge};
 
@@ -28,7 +28,7 @@ pub async fn run(setting: &Setting) -> Result<Vec<Row>> {
     let mut rng = setting.rng(4);
     let body = campaign
         .class("power cut of all", setting.rounds(ROUNDS), async |c, _| {
-            tokio::time::sleep(Duration::from_millis(rng.below(WORK_MS_MAX))).await;
+            tokio::time::sleep(Duration::from_millis(rng.u64(..WORK_MS_MAX))).await;
             cut(c, &mut images).await
         })
         .await;
@@ -40,19 +40,10 @@ pub async fn run(setting: &Setting) -> Result<Vec<Row>> {
 }
 
 async fn start(setting: &Setting, prefix: Vec<String>) -> Result<(Campaign, Vec<Image>)> {
-    let mut images = Vec::new();
-    for n in 0..3 {
-        images.push(Image::create(&setting.dir, &format!("m{n}"), IMAGE_MIB).await?);
-    }
-    let homes = images.iter().zip(0u16..).map(|(image, n)| Home {
-        data_dir: image.mount.join("data"),
-        host: "127.0.0.1".into(),
-        port_offset: 10 * n,
-        namespace: None,
-    });
+    let (images, homes) = setting.on_images(IMAGE_MIB).await?;
     // Few entries between checkpoints, so that cuts meet them, too.
     let program = setting.program(&["--snapshot-count", "300", "--snapshot-catchup-entries", "100"]);
-    let members = Members::new(Program { prefix, ..program }, homes.collect(), &setting.dir)?;
+    let members = Members::new(Program { prefix, ..program }, homes, &setting.dir)?;
     Ok((Campaign::start(setting, members).await?, images))
 }
 

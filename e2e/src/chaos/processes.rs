@@ -4,9 +4,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use fastrand::Rng;
 use rustix::process::Signal;
 
-use crate::chaos::rng::Rng;
 use crate::chaos::{Campaign, Row, Setting};
 use crate::poll;
 
@@ -52,7 +52,7 @@ async fn kill_some(campaign: &mut Campaign, victims: &[usize], rng: &mut Rng) ->
         ensure!(status.signal() == Some(9), "the member ended with {status}, not by SIGKILL");
         seen += 1;
     }
-    tokio::time::sleep(Duration::from_millis(rng.below(AWAY_MS_MAX))).await;
+    tokio::time::sleep(Duration::from_millis(rng.u64(..AWAY_MS_MAX))).await;
     campaign.members.start_missing()?;
     Ok(seen)
 }
@@ -87,7 +87,7 @@ async fn pause(campaign: &mut Campaign, victim: usize, rng: &mut Rng) -> Result<
         Ok(())
     })
     .await?;
-    tokio::time::sleep(Duration::from_millis(100 + rng.below(PAUSED_MS_MAX))).await;
+    tokio::time::sleep(Duration::from_millis(100 + rng.u64(..PAUSED_MS_MAX))).await;
     let state = member.state()?;
     ensure!(state == 'T', "the paused process went on by itself: its state is {state}");
     member.signal(Signal::CONT)?;

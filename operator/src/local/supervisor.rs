@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ const RAN_WELL: Duration = Duration::from_secs(10);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A log that grew beyond this makes way for a new one at the next start, in bytes.
 const LOG_BYTES_MAX: u64 = 16 << 20;
+/// Of a log's end, to find its last line.
+const LAST_WORD_BYTES: u64 = 4096;
 const STRAY_LOOK: Duration = Duration::from_millis(100);
 
 /// The process of a record, or the place for it while it is being started again.
@@ -33,6 +36,7 @@ pub(super) struct Process {
     pub image: String,
     pub created_ms: u64,
     arguments: Vec<String>,
+    log: PathBuf,
     child: Option<Child>,
     started: Instant,
     /// Ends in a row soon after a start.
@@ -93,6 +97,7 @@ impl Supervisor {
                 image: record.template.image.clone(),
                 created_ms: clock::now_ms(),
                 arguments: arguments(store, record, start),
+                log: store.dir.join("logs").join(format!("{}.log", record.name)),
                 child: None,
                 started: Instant::now(),
                 failures: 0,
@@ -105,8 +110,7 @@ impl Supervisor {
         }
         let process = self.processes.get_mut(&record.name).expect("just put there");
         if process.child.is_none() && process.stopping.is_none() && process.restart_at <= Instant::now() {
-            let log = open_log(&store.dir.join("logs").join(format!("{}.log", record.name)))?;
-            process.spawn(&self.node_bin, log)?;
+            process.spawn(&self.node_bin)?;
         }
         Ok(())
     }
@@ -155,10 +159,14 @@ impl Process {
     /// Why it does not stay up, once it failed more than once in a row.
     pub fn waiting_reason(&self) -> Option<String> {
         let failing = self.failures > 1 && self.child.is_none();
-        failing.then(|| format!("it ends again and again ({})", self.ended.as_deref().unwrap_or("unknown")))
+        failing.then(|| {
+            let ended = self.ended.as_deref().unwrap_or("unknown");
+            format!("it ends again and again ({ended}); its log is {}; --fresh starts over", self.log.display())
+        })
     }
 
-    fn spawn(&mut self, node_bin: &Path, log: File) -> Result<()> {
+    fn spawn(&mut self, node_bin: &Path) -> Result<()> {
+        let log = open_log(&self.log)?;
         let mut command = Command::new(node_bin);
         command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // Not in our group, so that Ctrl-C reaches this command alone and members stop in order.
@@ -174,7 +182,8 @@ impl Process {
         let Some(child) = &mut self.child else { return };
         let Ok(Some(status)) = child.try_wait() else { return };
         self.child = None;
-        self.ended = Some(status.to_string());
+        let last_word = last_error(&self.log).map_or_else(String::new, |word| format!(": {word}"));
+        self.ended = Some(format!("{status}{last_word}"));
         if self.started.elapsed() >= RAN_WELL {
             self.failures = 0;
         }
@@ -258,6 +267,18 @@ fn open_log(path: &Path) -> Result<File> {
     File::options().create(true).append(true).open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
+/// Why a member ended by its own word: the error at the end of its log. None if its last line is something else.
+fn last_error(log: &Path) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let tail = file.metadata().ok()?.len().min(LAST_WORD_BYTES);
+    file.seek(SeekFrom::End(-i64::try_from(tail).ok()?)).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORD_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (_, word) = text.lines().last()?.split_once(" ERROR ")?;
+    Some(word.trim().to_owned())
+}
+
 /// Ends members that a killed command left behind in this directory: they hold its volumes.
 pub(super) async fn end_strays(dir: &Path) -> Result<()> {
     let volumes = format!("--data-dir={}/", dir.join("volumes").display());
@@ -287,4 +308,26 @@ fn with_argument(start: &str) -> Vec<Pid> {
         line.split(|b| *b == 0).any(|word| word.starts_with(start.as_bytes())).then_some(pid)
     });
     found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_of_a_log_is_its_error_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("a.log");
+        let says = |text: &str| {
+            fs::write(&log, text).expect("written");
+            last_error(&log)
+        };
+        let end = "2026-01-01T00:00:00Z ERROR quorate_node: no log in the data directory\n";
+        assert_eq!(
+            says(&("x".repeat(9000) + "\n" + end)).as_deref(),
+            Some("quorate_node: no log in the data directory")
+        );
+        assert_eq!(says(&format!("{end}2026-01-01T00:00:01Z  INFO quorate_node: listening\n")), None);
+        assert_eq!(says(""), None);
+    }
 }
