@@ -717,15 +717,25 @@ impl Faults {
                 }
             }
             Fault::JointCut => {
-                let learners: Vec<MemberId> = world.config().learners.iter().copied().collect();
-                let pair = (rng.pick(&learners).copied(), rng.pick(&voters).copied());
-                if let (Some(leader), (Some(new), Some(old))) = (world.leader(), pair) {
+                let Some(leader) = world.leader() else { return Ok(()) };
+                let others: Vec<MemberId> = voters.into_iter().filter(|voter| *voter != leader).collect();
+                let learners: Vec<MemberId> =
+                    up.into_iter().filter(|id| world.config().learners.contains(id)).collect();
+                if let (Some(new), Some(old)) = (rng.pick(&learners).copied(), rng.pick(&others).copied()) {
                     world.count("joint and cut");
-                    world.change(leader, Change::Swap { new, old, lag_max: LAG_MAX })?;
-                    for peer in voters.iter().filter(|peer| **peer != leader) {
-                        world.net.cut(leader, *peer);
-                        world.net.cut(*peer, leader);
+                    if world.shape.leases.is_some() {
+                        // What the old half promised runs out as early as it may, by the leader's clock.
+                        world.set_clock_rate(leader, LEASE_RATES[0]);
                     }
+                    // Cut first: the entry itself would be a word of the leader's to the old half.
+                    for peer in others {
+                        world.net.cut(leader, peer);
+                        world.net.cut(peer, leader);
+                        if world.shape.leases.is_some() {
+                            world.set_clock_rate(peer, LEASE_RATES[1]);
+                        }
+                    }
+                    world.change(leader, Change::Swap { new, old, lag_max: LAG_MAX })?;
                 }
             }
             Fault::Transfer => {

@@ -275,6 +275,8 @@ impl World {
         for event in std::mem::take(&mut member.backlog) {
             self.handle(event)?;
         }
+        // A wake that was planned while its clock stood still lies in the far future.
+        self.plan_wake(id);
         Ok(())
     }
 

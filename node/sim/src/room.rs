@@ -21,7 +21,12 @@ impl World {
         // A machine that died in the middle of a write ends with that write.
         let Ok(space) = process.log.space() else { return Ok(()) };
         process.rooms.note(time, id, space.is_low);
+        if !space.is_low {
+            // Small segments come and go: a volume at the edge is nearly full now and not a moment later.
+            process.low_since = None;
+        }
         let (leader, boot) = (process.node.leader(), process.boot);
+        self.say(|| format!("{id} measures {space:?}"));
         self.at(now + ROOM_TOLD_EVERY_US, Event::TellRoom { member: id, life });
         let Some(leader) = leader.filter(|leader| *leader != id) else { return Ok(()) };
         for delay in self.net.deliveries(id, leader, now) {
