@@ -254,9 +254,9 @@ fn toleration(wanted: &quorate_api::Toleration) -> Toleration {
     let quorate_api::Toleration { key, operator, value, effect, toleration_seconds } = wanted;
     Toleration {
         key: key.clone(),
-        operator: Some(format!("{operator:?}")),
+        operator: Some(operator.as_str().to_owned()),
         value: value.clone(),
-        effect: effect.map(|effect| format!("{effect:?}")),
+        effect: effect.map(|effect| effect.as_str().to_owned()),
         toleration_seconds: *toleration_seconds,
     }
 }
