@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::future::Future;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use quorate_proto::admin::v1::admin_client::AdminClient;
@@ -19,6 +21,11 @@ use tonic::transport::{Channel, Endpoint};
 /// Far above what anything here takes; only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(20);
+const PORTS: Range<u16> = 10_000..20_000;
+/// Between the first ports of two processes with neighbouring ids.
+const PORTS_APART: u32 = 61;
+/// Of each member's log, when a test fails.
+const LOG_LINES: usize = 15;
 
 /// Asks again until there is an answer.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
@@ -33,9 +40,17 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl F
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
+/// Never twice the same in this process, and below the range from which systems take ports for outgoing connections: a
+/// member that is down finds its ports free again.
 pub fn free_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let at = std::process::id().wrapping_mul(PORTS_APART).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from(at % u32::from(PORTS.end - PORTS.start)).expect("below a u16");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub struct Member {
@@ -128,6 +143,20 @@ pub struct Cluster {
     dir: TempDir,
     flags: Vec<String>,
     pub members: Vec<Member>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for at in 0..self.members.len() {
+            let name = &self.members[at].name;
+            let log = std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("{name} said last:\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
+        }
+    }
 }
 
 impl Cluster {
