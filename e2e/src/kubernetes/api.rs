@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::AsyncBufRead;
-use kube::Client;
+use kube::{Client, Config};
 use serde_json::Value;
 
 /// A healthy API server answers well within this.
@@ -20,7 +20,10 @@ pub struct Api {
 impl Api {
     /// To the cluster that KUBECONFIG names.
     pub async fn connect() -> Result<Api> {
-        let client = Client::try_default().await.context("cannot make a client from KUBECONFIG")?;
+        let mut config = Config::infer().await.context("there is no KUBECONFIG to take a cluster from")?;
+        // A refusal is an answer here.
+        config.default_retry = false;
+        let client = Client::try_from(config).context("cannot make a client from KUBECONFIG")?;
         Ok(Api { client })
     }
 

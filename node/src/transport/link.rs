@@ -1,6 +1,7 @@
 //! Connections this member dials.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use bytes::BytesMut;
 use quorate_raft::frame as envelope;
 use quorate_raft::types::MemberId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
 
 use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, Hello, Purpose};
@@ -64,10 +65,34 @@ pub(crate) async fn write_frame(stream: &mut (impl AsyncWriteExt + Unpin), frame
 pub(super) async fn connect(urls: &[String], plane: &Plane, hello: &Hello) -> Result<Stream> {
     let mut last = anyhow::anyhow!("no address is known");
     for url in urls {
-        match tokio::time::timeout(CONNECT_TIMEOUT, dial(url, plane, hello)).await {
+        let connected = match addresses(url).await {
+            Ok(addresses) => connect_any(url, addresses, plane, hello).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error.context(format!("peer URL {url}")),
+        }
+    }
+    Err(last)
+}
+
+/// Names are resolved anew each time: a pod that comes back has another address.
+async fn addresses(url: &str) -> Result<Vec<SocketAddr>> {
+    let found = tokio::time::timeout(CONNECT_TIMEOUT, lookup_host(authority(url)?)).await;
+    let found = found.with_context(|| format!("no address within {} s", CONNECT_TIMEOUT.as_secs()))??;
+    Ok(found.collect())
+}
+
+/// Tries each address of a URL. A name that leads to all members leads to this one, too, and often to it first: that it
+/// takes a connection and never answers must not keep it from the others.
+async fn connect_any(url: &str, addresses: Vec<SocketAddr>, plane: &Plane, hello: &Hello) -> Result<Stream> {
+    let mut last = anyhow::anyhow!("its name has no address");
+    for address in addresses {
+        match tokio::time::timeout(CONNECT_TIMEOUT, dial(url, address, plane, hello)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error.context(format!("peer URL {url}")),
-            Err(_) => last = anyhow::anyhow!("peer URL {url}: no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = anyhow::anyhow!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         }
     }
     Err(last)
@@ -85,11 +110,11 @@ pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
 #[error("refused: {}", .0.why)]
 struct RefusedByPeer(Refused);
 
-async fn dial(url: &str, plane: &Plane, hello: &Hello) -> Result<Stream> {
-    match introduced(url, plane, plane.mode, hello).await {
+async fn dial(url: &str, address: SocketAddr, plane: &Plane, hello: &Hello) -> Result<Stream> {
+    match introduced(url, address, plane, plane.mode, hello).await {
         // Who does not speak TLS yet closes the connection without an answer to the first message of the handshake.
         Err(error) if plane.mode == Mode::Preferred && is_no_tls(&error) => {
-            introduced(url, plane, Mode::Disabled, hello).await
+            introduced(url, address, plane, Mode::Disabled, hello).await
         }
         introduced => introduced,
     }
@@ -106,10 +131,9 @@ fn is_no_tls(error: &anyhow::Error) -> bool {
 #[error("TLS: {0}")]
 pub(crate) struct NoTls(#[source] pub io::Error);
 
-async fn introduced(url: &str, plane: &Plane, mode: Mode, hello: &Hello) -> Result<Stream> {
+async fn introduced(url: &str, address: SocketAddr, plane: &Plane, mode: Mode, hello: &Hello) -> Result<Stream> {
     let authority = authority(url)?;
-    // Names are resolved anew each time: a pod that comes back has another address.
-    let stream = TcpStream::connect(authority).await?;
+    let stream = TcpStream::connect(address).await?;
     tune(&stream)?;
     let mut stream = match mode {
         Mode::Disabled => Stream::Plain(stream),
@@ -236,4 +260,38 @@ pub(crate) async fn ask_members(urls: &[String], plane: &Plane, hello: &Hello) -
     let hello = Hello { purpose: Purpose::Members, ..hello.clone() };
     let mut stream = connect(urls, plane, &hello).await?;
     tokio::time::timeout(CONNECT_TIMEOUT, read_frame(&mut stream)).await.context("no answer")?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::Role;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn an_address_that_takes_connections_and_never_answers_keeps_nobody_from_the_next() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let other = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addresses = [&silent, &other].map(|l| l.local_addr().expect("bound")).to_vec();
+        tokio::spawn(async move {
+            let (mut stream, _) = other.accept().await.expect("it is asked");
+            let hello = read_frame(&mut stream).await.expect("a frame");
+            assert!(matches!(hello, Frame::Hello(_)));
+            write_frame(&mut stream, &Frame::Welcome { refusal: None }).await.expect("it listens");
+        });
+        let hello = Hello {
+            purpose: Purpose::Members,
+            cluster_id: 0,
+            incarnation: 0,
+            member: MemberId(0),
+            generation: 0,
+            boot_nonce: 0,
+            before: quorate_log::Lineage::default(),
+            to: MemberId(0),
+            token_hash: 0,
+            peer_urls: Vec::new(),
+        };
+        let told = connect_any("http://members:2380", addresses, &Plane::plain(Role::Peer), &hello).await;
+        assert!(told.is_ok(), "{:?}", told.err());
+    }
 }

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
-use kube::Client;
+use kube::{Client, Config};
 use quorate_plan::{Intent, Step};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -75,7 +75,11 @@ impl Performer for KubernetesWorld {
 /// # Errors
 /// There is no API server to talk to, or the Lease was lost.
 pub async fn run(args: RunArgs) -> Result<()> {
-    let client = Client::try_default().await.context("no Kubernetes API server: run in a pod, or set KUBECONFIG")?;
+    let mut config = Config::infer().await.context("no Kubernetes API server: run in a pod, or set KUBECONFIG")?;
+    // What was refused is decided anew on a new reading: a step that is asked for again and again, such as an eviction that a
+    // budget forbids, would act on an old one.
+    config.default_retry = false;
+    let client = Client::try_from(config).context("cannot make a client of the Kubernetes API server")?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(serve::Health::default());
     let listener = tokio::net::TcpListener::bind(args.listen_metrics)
