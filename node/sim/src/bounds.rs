@@ -44,7 +44,10 @@ impl World {
         // What the engine does not hold yet must stay; behind it only what slow followers are kept for.
         let kept = member.storage.engine.0.index.min(status.durable).saturating_sub(status.compacted);
         let limit = shape.keep_entries + shape.keep_entries / 8 + shape.persist_every + 2;
-        let is_sending = status.progress.iter().any(|peer| peer.is_snapshotting) || process.installing.is_some();
+        // A snapshot may begin and end between two looks, and the log is kept for it meanwhile.
+        let has_sent = std::mem::take(&mut process.has_sent_snapshot);
+        let is_sending =
+            has_sent || status.progress.iter().any(|peer| peer.is_snapshotting) || process.installing.is_some();
         let persisted = member.storage.engine.0.index;
         let is_over = kept > limit && !is_sending;
         // It is cut when the engine persists the next time, and no earlier.

@@ -31,7 +31,10 @@ impl World {
         let Some(member) = self.members.get(&id) else { return Ok(false) };
         let generation = member.process.as_ref().map(|process| process.boot.generation);
         let is_of_use = |copy: &crate::world::VolumeCopy| {
-            Some(copy.generation) == generation && copy.last_index < matched && copy.last_index < status.commit
+            copy.needs_others
+                && Some(copy.generation) == generation
+                && copy.last_index < matched
+                && copy.last_index < status.commit
         };
         let Some(at) = member.copies.iter().rposition(is_of_use) else { return Ok(false) };
         self.forget_links();

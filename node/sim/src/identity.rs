@@ -77,8 +77,12 @@ impl World {
         let Some(member) = self.members.get_mut(&id).filter(|member| member.lost.is_none()) else { return };
         let Some(process) = member.process.as_ref() else { return };
         // What is being written may be in it.
-        let last_index = member.durable.last_index().max(process.node.status().last_index);
-        let copy = VolumeCopy { storage: member.storage.fork(seed), generation: process.boot.generation, last_index };
+        let status = process.node.status();
+        let last_index = member.durable.last_index().max(status.last_index);
+        let needs_others = status.committed_config.config.voters.iter().any(|voter| *voter != id)
+            && status.committed_config.at.index <= member.durable.last_index();
+        let generation = process.boot.generation;
+        let copy = VolumeCopy { storage: member.storage.fork(seed), generation, last_index, needs_others };
         member.copies.push(copy);
         if member.copies.len() > COPIES_MAX {
             member.copies.remove(0);
@@ -92,11 +96,12 @@ impl World {
         others.map(|(_, member)| member.seen.get(&id)).all(knows)
     }
 
-    /// A member comes back on an old copy of its volume. True when that was done.
+    /// A member comes back on an old copy of its volume. True when that was done. Not on one from when it was the only
+    /// voter: that elects itself and asks nobody, so nobody can tell it.
     pub fn restore_copy(&mut self, id: MemberId) -> Result<bool, Violation> {
         let Some(copy) = self.members.get(&id).and_then(|member| member.copies.first()) else { return Ok(false) };
         // The next start raises it by one.
-        if !self.all_know_better(id, copy.generation + 1) {
+        if !copy.needs_others || !self.all_know_better(id, copy.generation + 1) {
             return Ok(false);
         }
         self.crash(id, true)?;

@@ -230,6 +230,7 @@ impl World {
             persisting: false,
             latest: time,
             over_since: None,
+            has_sent_snapshot: false,
             next_wake: None,
             asked: BTreeMap::new(),
             writes: BTreeSet::new(),

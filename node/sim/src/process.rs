@@ -85,6 +85,8 @@ pub(crate) struct Process {
     pub(crate) latest: Time,
     /// What the engine held when more was first found in memory than the limits say.
     pub(crate) over_since: Option<Index>,
+    /// It began to send a snapshot since that was last looked at.
+    pub(crate) has_sent_snapshot: bool,
     pub(crate) next_wake: Option<u64>,
     /// Tokens without an outcome, with the instant they were given out.
     pub(crate) asked: BTreeMap<Token, (u64, Asked)>,
@@ -220,7 +222,12 @@ impl World {
             Effect::ReadAt { token, index } => self.read_at(id, token, index)?,
             Effect::Resolve { token, outcome } => self.resolve(id, token, outcome)?,
             Effect::Acked { .. } => {}
-            Effect::SendSnapshot { to, term } => self.send_snapshot(id, to, term, inputs)?,
+            Effect::SendSnapshot { to, term } => {
+                if let Some(process) = self.members.get_mut(&id).and_then(|member| member.process.as_mut()) {
+                    process.has_sent_snapshot = true;
+                }
+                self.send_snapshot(id, to, term, inputs)?;
+            }
             Effect::Install { meta } => self.install(id, meta)?,
             Effect::Event(event) => self.core_event(id, event)?,
         }

@@ -286,6 +286,8 @@ pub(crate) struct VolumeCopy {
     pub(crate) generation: u64,
     /// Where its log ends at the latest.
     pub(crate) last_index: Index,
+    /// By its own configuration it can lead only with others' votes.
+    pub(crate) needs_others: bool,
 }
 
 #[derive(Debug)]
