@@ -123,7 +123,7 @@ async fn mend(
     let urls: BTreeSet<String> = named.chain(held).chain(joined).flatten().filter(|url| !own.contains(url)).collect();
     let urls: Vec<String> = urls.into_iter().collect();
     let disk = repair::at_start(lock(dir)?, &options, hints, plane, &urls, token_hash(args), found).await?;
-    let (log, recovered) = Log::open(disk, options, None)?;
+    let (log, recovered) = Log::open(disk, options, None).map_err(repair::for_good)?;
     Ok(opened(log, recovered, Config::default()))
 }
 
@@ -145,7 +145,7 @@ pub(crate) async fn open(
         Err(error) if repair::is_damage(&error) => mend(args, plane, &dir, options, engine, error)
             .await
             .with_context(|| format!("cannot open the log in {}: replace this member under a new id", dir.display())),
-        Err(error) => Err(error).with_context(|| format!("cannot open the log in {}", dir.display())),
+        Err(error) => Err(repair::for_good(error)).with_context(|| format!("cannot open the log in {}", dir.display())),
     }
 }
 

@@ -122,6 +122,24 @@ fn why_halted(args: &Args) -> Result<Option<String>> {
     }
 }
 
+/// Where the member begins: what its log and its engine agree on.
+fn adopt(args: &Args, opened: &mut bootstrap::Opened, engine: Option<&SnapMeta>) -> Result<SnapMeta> {
+    let mark = &opened.recovered.snapshot;
+    match engine {
+        Some(meta) => {
+            opened.log.adopt_engine(&mut opened.recovered, meta).map_err(repair::for_good)?;
+            Ok(meta.clone())
+        }
+        None if mark.index > 0 => {
+            let dir = args.data_dir.join("snap");
+            let what =
+                format!("the log begins behind {}, but no checkpoint can be read in {}", mark.index, dir.display());
+            Err(anyhow::Error::new(repair::LostForGood).context(format!("{what}: replace this member under a new id")))
+        }
+        None => Ok(mark.clone()),
+    }
+}
+
 async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()> {
     let tls = Tls::from_args(&args)?;
     let listeners = Listeners::bind(&args).await?;
@@ -132,34 +150,30 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     let engine_meta = loaded.as_ref().map(|(meta, _)| meta);
     let (lost, told) = tokio::sync::watch::channel(String::new());
     let faults = api::Faults::serve(&args.name, &told, &listeners.api.admin, &tls.admin)?;
-    let mut opened = tokio::select! {
-        opened = bootstrap::open(&args, &tls.peer, boot_nonce, engine_meta, &lost) => opened?,
+    let opened = tokio::select! {
+        opened = bootstrap::open(&args, &tls.peer, boot_nonce, engine_meta, &lost) => opened,
         () = interrupts.next() => return Ok(()),
     };
-    if let Some(why) = why_halted(&args)? {
+    let adopted = opened.and_then(|mut opened| {
+        let at_start = adopt(&args, &mut opened, engine_meta)?;
+        Ok((opened, at_start))
+    });
+    let why = match &adopted {
+        Ok(_) => why_halted(&args)?,
+        Err(error) if error.is::<repair::LostForGood>() => Some(format!("{error:#}")),
+        Err(_) => None,
+    };
+    if let Some(why) = why {
         tracing::error!("this member must not speak any more: {why}");
         lost.send_replace(why);
         interrupts.next().await;
         return Ok(());
     }
+    let (opened, at_start) = adopted?;
     drop(faults);
     let (engine, machine) = match loaded {
         Some((meta, machine)) => (Some(meta), machine),
         None => (None, Machine::new()),
-    };
-    let at_start = match &engine {
-        Some(meta) => {
-            opened.log.adopt_engine(&mut opened.recovered, meta)?;
-            meta.clone()
-        }
-        None if opened.recovered.snapshot.index > 0 => {
-            bail!(
-                "the log begins behind {}, but no checkpoint can be read in {}: replace this member under a new id",
-                opened.recovered.snapshot.index,
-                args.data_dir.join("snap").display()
-            );
-        }
-        None => opened.recovered.snapshot.clone(),
     };
     let id = MemberId(opened.identity.member_id);
     let (inbox, inputs) = mpsc::channel();

@@ -27,6 +27,19 @@ const SCRUB_BYTES_PER_SECOND: u64 = 8 << 20;
 /// How often the scrub looks whether the process is ending.
 const SCRUB_NAP: Duration = Duration::from_millis(200);
 
+/// No start mends this and no other member can: whoever runs the cluster is told, and need not wait for a silence to last.
+#[derive(Debug, thiserror::Error)]
+#[error("what this member needs is lost for good")]
+pub(crate) struct LostForGood;
+
+/// Marks what stays as it is, however often it is tried.
+pub(crate) fn for_good(error: LogError) -> anyhow::Error {
+    let is_final =
+        matches!(error, LogError::Corrupt { .. } | LogError::LostVote { .. } | LogError::EngineBehind { .. });
+    let error = anyhow::Error::new(error);
+    if is_final { error.context(LostForGood) } else { error }
+}
+
 /// Whether an error of opening is damage that may be mended.
 pub(crate) fn is_damage(error: &LogError) -> bool {
     matches!(error, LogError::Corrupt { .. } | LogError::Io { operation: "reading", .. })
@@ -46,9 +59,9 @@ pub(crate) async fn at_start(
     tracing::error!("{found}; trying to repair it from what is left and from other members");
     let mut repair = Repair::new(*options, hints);
     for round in 0..ROUNDS_MAX {
-        match repair.look(&mut disk, None).context("the log cannot be repaired")? {
+        match repair.look(&mut disk, None).map_err(for_good).context("the log cannot be repaired")? {
             // Not damage of a kind that can be mended.
-            Progress::Whole => return Err(found.into()),
+            Progress::Whole => return Err(for_good(found)),
             Progress::Ready(mended) => {
                 repair.write(&mut disk)?;
                 tell(&mended);

@@ -66,6 +66,25 @@ async fn a_member_alone_with_its_rot_says_why_and_stops() {
 }
 
 #[tokio::test]
+async fn a_member_that_nobody_can_mend_tells_who_asks_and_changes_nothing() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.members[0].put_surely("k", "v").await;
+    cluster.await_count(2, 1).await;
+    cluster.members[2].kill();
+    // Who it is and whom it voted for: no other member can know.
+    let path = cluster.data_dir(2).join("log/meta");
+    let damaged = vec![0xA5; std::fs::read(&path).expect("it is there").len()];
+    std::fs::write(&path, &damaged).expect("it can be damaged");
+    cluster.run(2, "new");
+    let asked = || async { cluster.members[2].status().await.filter(|status| !status.fault.is_empty()) };
+    let told = until("it tells why it can not go on", asked).await;
+    assert!(told.fault.contains("meta") && told.fault.contains("under a new id"), "{}", told.fault);
+    assert!(std::fs::read(&path).expect("it is there") == damaged);
+    cluster.members[0].put_surely("k2", "the others go on").await;
+    assert!(cluster.members[2].terminate(), "it waits to be stopped");
+}
+
+#[tokio::test]
 async fn a_copy_of_a_data_directory_halts_with_its_original() {
     let mut cluster = Cluster::start(3, &[]);
     cluster.members[0].put_surely("k", "v").await;

@@ -20,6 +20,8 @@ use crate::poll;
 use crate::writer::read_all;
 
 const ROUNDS: u32 = 50;
+/// What a member logs that can never be one again.
+const SILENCED: &str = "this member must not speak any more";
 /// Flips on one cluster: damage that nothing has read yet stays, and the history grows.
 const ROUNDS_PER_CLUSTER: u32 = 50;
 const BITS_MAX: u64 = 3;
@@ -140,6 +142,13 @@ async fn verdict(campaign: &mut Campaign, victim: usize, log_from: u64) -> Resul
                 member.log_tail(8)
             );
             eprintln!("      refused: {}", reason.unwrap_or_default().chars().take(220).collect::<String>());
+            return Ok(Outcome::Refused);
+        }
+        // It stays up to tell that it has to be replaced, and says nothing else.
+        if let Some(reason) = member.log_since(log_from).lines().find(|line| line.contains(SILENCED)) {
+            eprintln!("      refused: {}", reason.chars().take(220).collect::<String>());
+            member.signal(Signal::KILL)?;
+            member.ended(END_LIMIT).await?;
             return Ok(Outcome::Refused);
         }
         match serves(campaign, victim).await {

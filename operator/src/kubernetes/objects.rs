@@ -74,6 +74,13 @@ fn pod_selector(identity: &Identity) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Members that are to stay. One that is being replaced does not count any more.
+fn voter_selector(identity: &Identity) -> LabelSelector {
+    let mut labels = pod_selector(identity);
+    labels.insert(names::LABEL_VOTER.to_owned(), VOTER.to_owned());
+    LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }
+}
+
 pub fn owner(identity: &Identity) -> OwnerReference {
     OwnerReference {
         api_version: "quorate.dev/v1alpha1".to_owned(),
@@ -233,10 +240,8 @@ fn pod_spec(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> PodSpec {
                 max_skew: 1,
                 topology_key: FailureDomainKey::Zone.as_str().to_owned(),
                 when_unsatisfiable: "ScheduleAnyway".to_owned(),
-                label_selector: Some(LabelSelector {
-                    match_labels: Some(pod_selector(identity)),
-                    ..LabelSelector::default()
-                }),
+                // Whoever is to take the place of a member that still runs is drawn to the zone which that one leaves.
+                label_selector: Some(voter_selector(identity)),
                 ..TopologySpreadConstraint::default()
             }]
         }),
@@ -346,7 +351,8 @@ fn apart(cluster: &ValidatedCluster) -> Affinity {
     let identity = &cluster.identity;
     let term = PodAffinityTerm {
         topology_key: FailureDomainKey::Hostname.as_str().to_owned(),
-        label_selector: Some(LabelSelector { match_labels: Some(pod_selector(identity)), ..LabelSelector::default() }),
+        // With as many nodes as members, the node of the member that leaves is the only one for who replaces it.
+        label_selector: Some(voter_selector(identity)),
         ..PodAffinityTerm::default()
     };
     let terms = match cluster.apart {
@@ -629,13 +635,11 @@ pub fn points_alike(a: &EndpointSlice, b: &EndpointSlice) -> bool {
 
 /// The floor that evictions by others leave: an integer, of voters only.
 pub fn budget(identity: &Identity, min_available: u32) -> PodDisruptionBudget {
-    let mut selector = pod_selector(identity);
-    selector.insert(names::LABEL_VOTER.to_owned(), VOTER.to_owned());
     PodDisruptionBudget {
         metadata: meta(identity, names::budget(&identity.name)),
         spec: Some(PodDisruptionBudgetSpec {
             min_available: Some(IntOrString::Int(i32::try_from(min_available).unwrap_or(i32::MAX))),
-            selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
+            selector: Some(voter_selector(identity)),
             // Readiness depends on the quorum: AlwaysAllow would let a drain take everybody while it is lost.
             unhealthy_pod_eviction_policy: Some("IfHealthyBudget".to_owned()),
             ..PodDisruptionBudgetSpec::default()

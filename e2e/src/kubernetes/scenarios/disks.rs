@@ -91,6 +91,24 @@ pub async fn damaged(cluster: &Cluster) -> Result<String> {
     Ok(format!("{name} was replaced"))
 }
 
+/// Nobody can tell what a member voted for: it says so instead of starting again and again, and is replaced at once.
+pub async fn beyond_repair(cluster: &Cluster) -> Result<String> {
+    let set = follower(cluster).await?;
+    let (name, id) = (text(&set, "/metadata/name"), member_id(&set));
+    let (node, path) = directory(cluster, &name).await?;
+    fence(cluster, &name).await?;
+    let harm = format!("printf QQQQQQQQ | tee {path}/member/log/meta");
+    let harmed = cluster.node(&["exec", &node, "sh", "-c", &harm]).await;
+    unfence(cluster).await?;
+    harmed?;
+    let since = Instant::now();
+    cluster.gone(&format!("statefulset/{name}")).await?;
+    cluster.ready(3).await?;
+    let sets = cluster.owned("statefulsets").await?;
+    ensure!(sets.iter().all(|s| member_id(s) != id), "{name} is member {id} still");
+    Ok(format!("{name} replaced in {:.1} s", since.elapsed().as_secs_f64()))
+}
+
 /// The disk of a member that was replaced comes back with a process on it, under the old name and address: it gets nowhere.
 pub async fn returned(cluster: &Cluster) -> Result<String> {
     let set = follower(cluster).await?;

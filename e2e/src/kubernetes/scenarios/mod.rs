@@ -136,6 +136,7 @@ pub const TABLE: &[Row] = &[
     by_plugin(more("kubectl_quorate_shows_and_asks", |c| Box::pin(plugin::tour(c)))),
     by_plugin(more("kubectl_quorate_replaces_a_member", |c| Box::pin(plugin::replace(c)))),
     on_nodes("data_dir_corrupt_one_member", |c| Box::pin(disks::damaged(c))),
+    on_nodes("data_dir_beyond_repair_member_is_replaced", |c| Box::pin(disks::beyond_repair(c))),
     on_nodes("returning_old_member_is_fenced", |c| Box::pin(disks::returned(c))),
     on_nodes("disk_full_then_expand", |c| Box::pin(disks::full(c))),
     on_nodes("data_dir_lost_member_is_replaced_not_bootstrapped", |c| Box::pin(disks::data_dir_lost(c))),
