@@ -56,6 +56,8 @@ async fn in_span<W: Observer + Performer + Sync>(
     previous: Option<&ConsistentClusterStatus>,
 ) -> Pass {
     let mut seen = world.observe(intent).await;
+    let intent = &intent.settled(&seen.observation);
+    world.equip(intent, &mut seen).await;
     // After the objects, so that no word is older than the record it is joined with.
     members.ask(&mut seen).await;
     let seed = names::seed(&intent.identity().uid);

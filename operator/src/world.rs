@@ -58,10 +58,15 @@ pub enum ActError {
     Failed(String),
 }
 
-/// Reads the objects of a world; the members' own words are added by the loop. Never writes, never fails as a whole: what could
-/// not be read is named in the observation.
+/// Reads the objects of a world; the members' own words are added by the loop. Never fails as a whole: what could not be read is
+/// named in the observation. Changes nothing but certificates, without which members cannot be asked.
 pub trait Observer {
     fn observe(&self, intent: &Intent) -> impl Future<Output = Seen> + Send;
+
+    /// Adds to a reading what it takes to speak with members, now that it is known what is wanted of them.
+    fn equip(&self, _intent: &Intent, _seen: &mut Seen) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// Changes objects, volumes and processes of a world. Membership is changed through the members themselves.

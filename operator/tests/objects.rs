@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use quorate_api::{
-    ConsistentCluster, ConsistentClusterSpec, FailureDomainKey, PodTemplate, TaintEffect, Toleration,
-    TolerationOperator,
+    CertManager, ConsistentCluster, ConsistentClusterSpec, FailureDomainKey, IssuerRef, PodTemplate, TaintEffect,
+    Toleration, TolerationOperator,
 };
 use quorate_operator::kubernetes::objects::{self, LeaderEndpoint, RecordFacts};
-use quorate_operator::kubernetes::observe;
-use quorate_plan::{Intent, RetireReason, Running, StartAs, ValidatedCluster};
+use quorate_operator::kubernetes::{cert_manager, network, observe};
+use quorate_plan::{Defaults, Intent, Observation, RetireReason, Running, StartAs, ValidatedCluster};
 use serde::Serialize;
 
 const RECORD: &str = "orders-b7xk2";
@@ -111,12 +111,31 @@ fn a_volume_bears_its_records_uid_and_has_no_owner() {
 
 #[test]
 fn services() {
-    let [peer, client, leader] = objects::services(&cluster().identity, "h");
+    let [peer, client, leader] = objects::services(&cluster().identity, "h", Defaults::Secured);
     assert_eq!(leader.spec.as_ref().unwrap().selector, None, "the leader's address is ours to give");
     golden("service_member", &objects::member_service(&cluster().identity, RECORD, "uid-1"));
     golden("service_peer", &peer);
     golden("service_client", &client);
     golden("service_leader", &leader);
+}
+
+#[test]
+fn who_may_reach_members() {
+    let cluster = cluster().settled(&Observation::default());
+    golden("network_policy", &network::policy(&cluster, "quorate-system", "h"));
+}
+
+#[test]
+fn a_member_by_tls_and_what_cert_manager_is_asked_for() {
+    let mut wanted = ConsistentCluster::new("orders", ConsistentClusterSpec::default());
+    wanted.metadata.namespace = Some("shop".into());
+    wanted.metadata.uid = Some("2f1c".into());
+    let issuer = IssuerRef { name: "house".into(), kind: "Issuer".into(), group: "cert-manager.io".into() };
+    wanted.spec.tls.peer.cert_manager = Some(CertManager { issuer_ref: issuer });
+    let Intent::Run(cluster) = Intent::of(&wanted).settled(&Observation::default()) else { panic!("it is valid") };
+    golden("pod_template_tls", &objects::pod_template(&cluster, facts(Some(StartAs::Member), &[])));
+    let asked = cert_manager::wanted(&cluster.identity, &cluster.tls, &[RECORD.to_owned()]);
+    golden("certificate", &asked.iter().map(|one| &one.spec).collect::<Vec<_>>());
 }
 
 #[test]

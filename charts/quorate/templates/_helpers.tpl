@@ -20,6 +20,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 quorate-operator-{{ .Release.Namespace }}
 {{- end }}
 
+{{- /* Certificates, each by its name. */ -}}
+{{- define "quorate.secretRules" -}}
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, update]
+{{- end }}
+
 {{- /* What the operator may do to clusters and what they own. Every verb is one it uses. */ -}}
 {{- define "quorate.rules" -}}
 - apiGroups: [quorate.dev]
@@ -43,12 +50,17 @@ quorate-operator-{{ .Release.Namespace }}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, create, patch]
-{{- if .Values.tlsSecrets }}
-# Certificates, each by its name.
-- apiGroups: [""]
-  resources: [secrets]
-  verbs: [get, create, update]
+{{- if and .Values.tlsSecrets.enabled (not .Values.tlsSecrets.namespaces) }}
+{{ include "quorate.secretRules" . }}
 {{- end }}
+{{- if .Values.certManager }}
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [get, create, patch]
+{{- end }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create, patch, delete]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, create, patch]

@@ -11,10 +11,10 @@ pub mod units;
 
 pub use requests::{Requests, Transfer};
 pub use spec::{
-    Approval, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Disruption, FailureDomainKey, Keep,
-    OperatorIssued, Options, PodAntiAffinity, PodDisruptionBudget, PodTemplate, Repair, ResourceAmounts, Resources,
-    SecretRef, Storage, TaintEffect, Timing, TimingProfile, Tls, TlsMode, TlsPlane, Toleration, TolerationOperator,
-    Topology,
+    Approval, CertManager, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Disruption, FailureDomainKey,
+    IssuerRef, Keep, Labels, Network, NetworkPeer, NetworkPolicyMode, OperatorIssued, Options, PodAntiAffinity,
+    PodDisruptionBudget, PodTemplate, Repair, ResourceAmounts, Resources, SecretRef, Storage, TaintEffect, Timing,
+    TimingProfile, Tls, TlsMode, TlsPlane, Toleration, TolerationOperator, Topology,
 };
 pub use status::{
     Condition, ConditionStatus, ConsistentClusterStatus, FailoverStatus, LeaderStatus, MemberStatus, MembershipStatus,

@@ -30,6 +30,11 @@ pub const ANNOTATION_BOOTSTRAPPED: &str = "quorate.dev/bootstrapped";
 /// Annotation on the shared objects: hash of what was applied.
 pub const ANNOTATION_OBJECTS_HASH: &str = "quorate.dev/objects-hash";
 
+/// Annotation on the peer Service and the NetworkPolicy: the number of the defaults that were in force when the cluster was founded. What a spec leaves
+/// open means what it meant then, so that a newer operator changes nobody.
+pub const ANNOTATION_DEFAULTS: &str = "quorate.dev/defaults";
+/// Annotation on the ConsistentCluster: SHA-256 of the authority that is to be exchanged, as `quorate.dev/issuer` of Secrets names it.
+pub const ANNOTATION_ROTATE_AUTHORITY: &str = "quorate.dev/rotate-authority";
 /// Annotation on pods: what they speak with clients and with each other, such as `Required/Preferred`.
 pub const ANNOTATION_TLS: &str = "quorate.dev/tls";
 /// Annotation on the ConsistentCluster: `status.planHash` of the plan a person allows.
@@ -117,6 +122,17 @@ pub fn client_secret(cluster: &str) -> String {
 /// Secret that a record's pod mounts.
 pub fn member_secret(record: &str) -> String {
     format!("{record}-tls")
+}
+/// Certificate of cert-manager, and the Secret it is filled into, for a record's peers.
+pub fn peer_certificate(record: &str) -> String {
+    format!("{record}-peer-tls")
+}
+/// Certificate of cert-manager, and the Secret it is filled into, for what a record shows to clients.
+pub fn server_certificate(record: &str) -> String {
+    format!("{record}-server-tls")
+}
+pub fn network_policy(cluster: &str) -> String {
+    cluster.to_owned()
 }
 /// The pod of a record's StatefulSet.
 pub fn pod(record: &str) -> String {

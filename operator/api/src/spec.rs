@@ -91,6 +91,8 @@ pub struct ConsistentClusterSpec {
     pub disruption: Disruption,
     #[serde(default)]
     pub tls: Tls,
+    #[serde(default)]
+    pub network: Network,
 }
 
 impl Default for ConsistentClusterSpec {
@@ -110,6 +112,7 @@ impl Default for ConsistentClusterSpec {
             pod_template: PodTemplate::default(),
             disruption: Disruption::default(),
             tls: Tls::default(),
+            network: Network::default(),
         }
     }
 }
@@ -454,17 +457,21 @@ pub struct Tls {
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!(has(self.operatorIssued) && has(self.secretRef))")
-        .message("spec.tls: operatorIssued and secretRef are two sources of certificates; keep one for each of client and peer"),
-    validation = Rule::new("self.mode == oldSelf.mode || self.mode == 'Preferred' || oldSelf.mode == 'Preferred'")
+    validation = Rule::new("(has(self.operatorIssued) ? 1 : 0) + (has(self.certManager) ? 1 : 0) + (has(self.secretRef) ? 1 : 0) <= 1")
+        .message("spec.tls: operatorIssued, certManager and secretRef are sources of certificates; keep one for each of client and peer"),
+    validation = Rule::new("!has(self.mode) || !has(oldSelf.mode) || self.mode == oldSelf.mode || self.mode == 'Preferred' || oldSelf.mode == 'Preferred'")
         .message("spec.tls: mode moves one step at a time, Disabled - Preferred - Required; set it to Preferred first")
 )]
 pub struct TlsPlane {
-    #[serde(default)]
-    pub mode: TlsMode,
+    /// Absent, it is Required; Disabled for a cluster that was founded by an operator whose default that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<TlsMode>,
     /// The operator runs an authority for this cluster alone and renews everything by itself. The default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator_issued: Option<OperatorIssued>,
+    /// cert-manager issues: the operator makes Certificates, and members use the Secrets that these are filled into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_manager: Option<CertManager>,
     /// A Secret of the same namespace with tls.crt, tls.key and ca.crt, whose certificate is good for every member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
@@ -485,9 +492,88 @@ pub enum TlsMode {
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 pub struct OperatorIssued {}
 
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CertManager {
+    pub issuer_ref: IssuerRef,
+}
+
+/// Who issues, as cert-manager's own issuerRef. It must keep URIs: they say what a certificate is good for.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerRef {
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Issuer (of this namespace), ClusterIssuer, or a kind of another group.
+    #[serde(default = "default_issuer_kind")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+    #[serde(default = "default_issuer_group")]
+    #[schemars(length(min = 1, max = 253))]
+    pub group: String,
+}
+
+fn default_issuer_kind() -> String {
+    "Issuer".to_owned()
+}
+fn default_issuer_group() -> String {
+    "cert-manager.io".to_owned()
+}
+
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+}
+
+/// Who may reach the members, as a NetworkPolicy says it: what is not named here is denied.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// Absent, it is Enabled; Disabled for a cluster that was founded by an operator that made none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicyMode>,
+    /// Who may reach the client port; every pod of the namespace when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub allow_from: Vec<NetworkPeer>,
+    /// Who may read metrics besides the operator; pods labelled app.kubernetes.io/name=prometheus of any namespace when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub monitoring_from: Vec<NetworkPeer>,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkPolicyMode {
+    Enabled,
+    Disabled,
+}
+
+/// Pods, or addresses.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.cidr) != (has(self.namespaceSelector) || has(self.podSelector))")
+        .message("spec.network: an entry names pods by selectors, or addresses by cidr; split it, or fill it")
+)]
+pub struct NetworkPeer {
+    /// Namespaces the pods are in; the cluster's own when absent, all of them when empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<Labels>,
+    /// The pods; all of those namespaces when absent or empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<Labels>,
+    /// Addresses, such as 10.1.0.0/16 or 2001:db8::/32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 49), regex(pattern = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"))]
+    pub cidr: Option<String>,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Labels {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    pub match_labels: BTreeMap<String, String>,
 }

@@ -1,7 +1,10 @@
 //! The CRD's rules refuse what they should, with a message that names the field and the remedy, and nothing else.
 
 use kube::core::cel::{validate_cel, validate_cel_update};
-use quorate_api::{ChangePolicy, ConsistentCluster, ConsistentClusterSpec, Timing, TimingProfile};
+use quorate_api::{
+    CertManager, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, IssuerRef, Labels, NetworkPeer, SecretRef,
+    Timing, TimingProfile, TlsMode,
+};
 
 fn cluster(name: &str, change: impl FnOnce(&mut ConsistentClusterSpec)) -> ConsistentCluster {
     let mut spec = ConsistentClusterSpec::default();
@@ -103,4 +106,34 @@ fn pausing_and_scaling_are_always_editable() {
         spec.image = "quorate:2".to_owned();
     });
     validate_cel_update(&new, &old).expect("accepted");
+}
+
+#[test]
+fn tls_has_one_source_and_moves_one_step() {
+    let issuer = IssuerRef { name: "house".into(), kind: "Issuer".into(), group: "cert-manager.io".into() };
+    let by = |issuer: &IssuerRef| Some(CertManager { issuer_ref: issuer.clone() });
+    accepted(&cluster("orders", |spec| spec.tls.peer.cert_manager = by(&issuer)));
+    let two = cluster("orders", |spec| {
+        spec.tls.peer.cert_manager = by(&issuer);
+        spec.tls.peer.secret_ref = Some(SecretRef { name: "peers".into() });
+    });
+    refused(&two, &["certManager", "secretRef", "keep one"]);
+    let moded = |mode: Option<TlsMode>| cluster("orders", |spec| spec.tls.client.mode = mode);
+    let (off, on, both) = (Some(TlsMode::Disabled), Some(TlsMode::Required), Some(TlsMode::Preferred));
+    for (old, new) in [(off, both), (both, on), (on, both), (None, off), (None, on), (off, None), (on, None)] {
+        validate_cel_update(&moded(new), &moded(old)).unwrap_or_else(|e| panic!("{old:?} to {new:?}: {e}"));
+    }
+    update_refused(&moded(on), &moded(off), &["one step", "Preferred first"]);
+    update_refused(&moded(off), &moded(on), &["one step"]);
+}
+
+#[test]
+fn who_may_reach_members_is_named_by_pods_or_by_addresses() {
+    let from = |peer: NetworkPeer| cluster("orders", |spec| spec.network.allow_from = vec![peer]);
+    let pods = || NetworkPeer { pod_selector: Some(Labels::default()), ..NetworkPeer::default() };
+    let cidr = Some("10.0.0.0/8".to_owned());
+    accepted(&from(pods()));
+    accepted(&from(NetworkPeer { cidr: cidr.clone(), ..NetworkPeer::default() }));
+    refused(&from(NetworkPeer { cidr, ..pods() }), &["spec.network", "split"]);
+    refused(&from(NetworkPeer::default()), &["spec.network", "fill"]);
 }

@@ -88,12 +88,12 @@ pub enum Change {
 }
 
 /// What is to be done now, all of it, in order. `wanted` is everybody who needs a certificate; `grace_seconds` is what
-/// clients get to take what changed.
-pub fn changes(wallet: &Wallet, wanted: &[Holder], now: i64, grace_seconds: i64) -> Vec<Change> {
+/// clients get to take what changed; `rotate` is the authority that a person wants exchanged before its time.
+pub fn changes(wallet: &Wallet, wanted: &[Holder], now: i64, grace_seconds: i64, rotate: Option<&str>) -> Vec<Change> {
     let Some(authorities) = &wallet.authorities else { return vec![Change::CreateAuthority] };
     let mut changes: Vec<Change> = wanted.iter().filter_map(|holder| due(wallet, authorities, holder, now)).collect();
     if changes.is_empty() {
-        changes.extend(next_phase(wallet, authorities, wanted, now, grace_seconds));
+        changes.extend(next_phase(wallet, authorities, wanted, now, grace_seconds, rotate));
     }
     changes
 }
@@ -116,6 +116,7 @@ fn next_phase(
     wanted: &[Holder],
     now: i64,
     grace_seconds: i64,
+    rotate: Option<&str>,
 ) -> Option<Change> {
     let Authorities { issuer, next, previous, trust_sha256 } = authorities;
     let trusts = |used: &InUse| used.trust_sha256s.iter().all(|trust| trust == trust_sha256);
@@ -133,7 +134,9 @@ fn next_phase(
         let all = wallet.running.values().all(|used| used.as_ref().is_some_and(trusts));
         return (all && now >= next.not_before.saturating_add(grace_seconds)).then_some(Change::IssueByNext);
     }
-    issuer.is_due(now).then_some(Change::TrustNext)
+    // Moot once another one issues: who asks need not take it back.
+    let is_asked = rotate == Some(issuer.sha256.as_str());
+    (is_asked || issuer.is_due(now)).then_some(Change::TrustNext)
 }
 
 /// The mode to give members now, so that those who run one mode and those who run another still understand each other: between
@@ -223,7 +226,7 @@ mod tests {
         let mut wallet = Wallet::default();
         let mut seen = Vec::new();
         for now in (0..2_600).step_by(5) {
-            for change in changes(&wallet, &wanted, now, GRACE) {
+            for change in changes(&wallet, &wanted, now, GRACE, None) {
                 if !matches!(change, Change::Issue(_) | Change::Trust(_)) {
                     seen.push(change.clone());
                 }
@@ -247,20 +250,40 @@ mod tests {
         let wanted = [Holder::Member("a".to_owned()), Holder::Admin];
         let mut wallet = Wallet::default();
         for now in [0, 1, 2] {
-            for change in changes(&wallet, &wanted, now, GRACE) {
+            for change in changes(&wallet, &wanted, now, GRACE, None) {
                 carry_out(&mut wallet, &change, now);
             }
         }
         wallet.running.insert("a".to_owned(), None);
         let mut issued = 0;
         for now in (2_000..2_900).step_by(50) {
-            for change in changes(&wallet, &wanted, now, GRACE) {
+            for change in changes(&wallet, &wanted, now, GRACE, None) {
                 assert!(!matches!(change, Change::IssueByNext | Change::DropPrevious), "{change:?}");
                 issued += usize::from(matches!(change, Change::Issue(_)));
                 carry_out(&mut wallet, &change, now);
             }
         }
         assert_eq!(issued, 2, "each is renewed once");
+    }
+
+    #[test]
+    fn an_authority_is_exchanged_before_its_time_when_a_person_names_it() {
+        let wanted = [Holder::Admin];
+        let mut wallet = Wallet::default();
+        for now in [0, 1] {
+            changes(&wallet, &wanted, now, GRACE, None).iter().for_each(|c| carry_out(&mut wallet, c, now));
+        }
+        let asked = wallet.authorities.as_ref().map(|a| a.issuer.sha256.clone());
+        assert_eq!(changes(&wallet, &wanted, 2, GRACE, Some("another")), []);
+        let mut seen = Vec::new();
+        for now in 2..100 {
+            for change in changes(&wallet, &wanted, now, GRACE, asked.as_deref()) {
+                carry_out(&mut wallet, &change, now);
+                seen.push(change);
+            }
+        }
+        let phases: Vec<_> = seen.iter().filter(|c| !matches!(c, Change::Issue(_) | Change::Trust(_))).collect();
+        assert_eq!(phases, [&Change::TrustNext, &Change::IssueByNext, &Change::DropPrevious], "once, and no more");
     }
 
     #[test]

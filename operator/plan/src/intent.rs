@@ -9,9 +9,12 @@ use quorate_api::names;
 use quorate_api::spec::{NAME_BYTES_MAX, REPLICAS_MAX, REPLICAS_MIN};
 use quorate_api::{
     Approval, ChangePolicy, ConsistentCluster, ConsistentClusterSpec, FailureDomainKey, Keep, Options, PodAntiAffinity,
-    PodDisruptionBudget, PodTemplate, Requests, ResourceAmounts, TaintEffect, TimingProfile, TlsMode, TlsPlane,
-    Toleration, TolerationOperator, Topology, units,
+    PodDisruptionBudget, PodTemplate, Requests, ResourceAmounts, TaintEffect, TimingProfile, TlsMode, Toleration,
+    TolerationOperator, Topology, units,
 };
+
+use crate::observation::Observation;
+use crate::secured::{Defaults, NetworkIntent, PlaneIntent, TlsIntent};
 
 /// What is to be done about one ConsistentCluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,35 +86,14 @@ pub struct ValidatedCluster {
     pub requests: ResourceAmounts,
     pub limits: ResourceAmounts,
     pub budget: PodDisruptionBudget,
+    /// What an open spec means for this cluster; known once it is settled.
+    pub defaults: Defaults,
     pub tls: TlsIntent,
+    pub network: NetworkIntent,
     /// What was asked for beside the spec. It changes no template.
     pub asked: Requests,
-}
-
-/// Who speaks TLS. A shell that knows what members run makes the modes what can be had now: see `certificates::mode_now`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TlsIntent {
-    pub client: PlaneIntent,
-    pub peer: PlaneIntent,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PlaneIntent {
-    pub mode: TlsMode,
-    /// The Secret of the certificates; the operator issues them when there is none.
-    pub secret: Option<String>,
-}
-
-impl TlsIntent {
-    /// How the operator speaks to members: as the stricter of the others.
-    pub fn admin(&self) -> TlsMode {
-        self.client.mode.max(self.peer.mode)
-    }
-
-    fn shown(&self) -> String {
-        let of = |plane: &PlaneIntent| format!("{:?}/{:?}", plane.mode, plane.secret);
-        format!("{} {}", of(&self.client), of(&self.peer))
-    }
+    /// The authority that a person wants exchanged, by its digest.
+    pub rotate_authority: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,9 +147,20 @@ impl Intent {
             });
         }
         let asked = Requests::of(meta.annotations.as_ref());
-        let approved = meta.annotations.as_ref().and_then(|a| a.get(names::ANNOTATION_APPROVE)).cloned();
-        validate(identity, &cluster.spec)
-            .map_or_else(Intent::Refused, |cluster| Intent::Run(ValidatedCluster { asked, approved, ..cluster }))
+        let text = |key: &str| meta.annotations.as_ref().and_then(|a| a.get(key)).cloned();
+        let (approved, rotate_authority) = (text(names::ANNOTATION_APPROVE), text(names::ANNOTATION_ROTATE_AUTHORITY));
+        validate(identity, &cluster.spec).map_or_else(Intent::Refused, |cluster| {
+            Intent::Run(ValidatedCluster { asked, approved, rotate_authority, ..cluster })
+        })
+    }
+
+    /// With what the spec leaves open, and modes that members can speak now. Settling twice is settling once.
+    #[must_use]
+    pub fn settled(&self, observed: &Observation) -> Intent {
+        match self {
+            Intent::Run(cluster) => Intent::Run(cluster.clone().settled(observed)),
+            other @ (Intent::Delete(_) | Intent::Refused(_)) => other.clone(),
+        }
     }
 
     pub fn identity(&self) -> &Identity {
@@ -180,6 +173,14 @@ impl Intent {
 }
 
 impl ValidatedCluster {
+    #[must_use]
+    pub fn settled(mut self, observed: &Observation) -> ValidatedCluster {
+        self.defaults = Defaults::of(observed);
+        self.tls.settle(self.defaults, observed);
+        self.network.settle(self.defaults);
+        self
+    }
+
     /// Hash of everything that changes a member's pod: image, timing, resources. Labels, budgets and sizes restart nothing.
     pub fn template_hash(&self) -> String {
         let apart = match self.apart {
@@ -213,7 +214,16 @@ impl ValidatedCluster {
 
     /// Hash of what the shared objects (Services) are rendered from. The budget is not among them: see `SetBudget`.
     pub fn objects_hash(&self) -> String {
-        hash(&["objects/1", &self.identity.name, &self.identity.uid, &self.identity.incarnation.to_string()])
+        let incarnation = self.identity.incarnation.to_string();
+        let mut parts = vec!["objects/1", &self.identity.name, &self.identity.uid, &incarnation];
+        parts.extend(self.defaults.number());
+        hash(&parts)
+    }
+
+    /// Hash of what the NetworkPolicy is rendered from, where there is to be one. `home` is the operator's namespace.
+    pub fn policy_hash(&self, home: &str) -> Option<String> {
+        let (uid, shown, tls) = (&self.identity.uid, self.network.shown(), self.tls.shown());
+        self.network.has_policy.then(|| hash(&["policy/1", &self.identity.name, uid, home, &shown, &tls]))
     }
 
     /// Names one intended change, so that a person can allow it: the edit, what is done about it, and to whom if it is a
@@ -261,6 +271,7 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         pod_template,
         disruption,
         tls,
+        network,
     } = spec;
     let mut problems = Vec::new();
     check_name(&identity.name, &mut problems);
@@ -288,9 +299,10 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
     check_resources(&resources.limits, "limits", &mut problems);
     check_requests_within_limits(&resources.requests, &resources.limits, &mut problems);
     let tls = TlsIntent {
-        client: check_plane("client", &tls.client, &mut problems),
-        peer: check_plane("peer", &tls.peer, &mut problems),
+        client: PlaneIntent::of("client", &tls.client, &mut problems),
+        peer: PlaneIntent::of("peer", &tls.peer, &mut problems),
     };
+    let network = NetworkIntent::of(network, &mut problems);
     if !problems.is_empty() {
         return Err(RefusedSpec { identity, problems });
     }
@@ -319,8 +331,11 @@ pub fn validate(identity: Identity, spec: &ConsistentClusterSpec) -> Result<Vali
         requests: resources.requests.clone(),
         limits: resources.limits.clone(),
         budget: disruption.pod_disruption_budget,
+        defaults: Defaults::default(),
         tls,
+        network,
         asked: Requests::default(),
+        rotate_authority: None,
     })
 }
 
@@ -399,19 +414,6 @@ fn check_replace_after(text: &str, problems: &mut Vec<String>) -> Option<u64> {
         ));
     }
     after_ms.filter(|ms| *ms > 0)
-}
-
-fn check_plane(which: &str, plane: &TlsPlane, problems: &mut Vec<String>) -> PlaneIntent {
-    let TlsPlane { mode, operator_issued, secret_ref } = plane;
-    if operator_issued.is_some() && secret_ref.is_some() {
-        problems
-            .push(format!("spec.tls.{which} has both operatorIssued and secretRef; keep one source of certificates"));
-    }
-    let secret = secret_ref.as_ref().map(|secret| secret.name.clone());
-    if let Some(name) = secret.as_ref().filter(|name| name.is_empty() || name.len() > 253) {
-        problems.push(format!("spec.tls.{which}.secretRef.name is {name:?}; name a Secret of this namespace"));
-    }
-    PlaneIntent { mode: *mode, secret }
 }
 
 fn check_name(name: &str, problems: &mut Vec<String>) {

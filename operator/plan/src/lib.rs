@@ -23,6 +23,7 @@ mod planner;
 mod repair;
 pub mod report;
 mod roll;
+mod secured;
 mod sleep;
 mod status;
 pub mod step;
@@ -30,17 +31,15 @@ pub mod topology;
 pub mod view;
 
 pub use delete::STOP_WAIT_MS;
-pub use intent::{
-    DeletionPolicy, Identity, Intent, PlaneIntent, RefusedSpec, StorageIntent, TimingIntent, TlsIntent,
-    ValidatedCluster,
-};
+pub use intent::{DeletionPolicy, Identity, Intent, RefusedSpec, StorageIntent, TimingIntent, ValidatedCluster};
 pub use membership::LEARNER_DEADLINE_MS;
 pub use observation::{
     ClusterId, ConfigAt, ConfigMember, Deletion, MemberId, MemberRecord, MemberWord, Observation, Pod, PodPhase,
-    Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role, Running, SharedObjects, StartAs, Termination,
-    TlsWord, Volume,
+    Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role, Running, SharedObjects, Spoken, StartAs,
+    Termination, TlsWord, Volume,
 };
 pub use planner::{budget_floor, plan};
 pub use report::{Blocked, Decision, Operation, Plan, PlannedStep, Report, Waiting};
+pub use secured::{Defaults, NetworkIntent, PlaneIntent, Source, TlsIntent};
 pub use status::{StatusInput, shown, status};
 pub use step::{Eviction, RecordFor, RecordRef, Step, VolumeRef};

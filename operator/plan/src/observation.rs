@@ -5,6 +5,10 @@
 
 use std::fmt;
 
+use quorate_api::TlsMode;
+
+use crate::secured::Defaults;
+
 /// Identity of a member in the cluster's configuration. Never used twice, never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(pub u64);
@@ -77,6 +81,12 @@ pub struct TlsWord {
 pub struct SharedObjects {
     /// Hash stamped on the shared objects when all of them exist as last applied, see `Intent::objects_hash`.
     pub applied_hash: Option<String>,
+    /// Hash stamped on the NetworkPolicy; absent when there is none of ours.
+    pub policy_hash: Option<String>,
+    /// What the cluster was founded under, as the peer Service or the NetworkPolicy says it; absent without both.
+    pub defaults: Option<Defaults>,
+    /// The namespace the operator runs in; empty where that means nothing.
+    pub home: String,
     /// The durable *bootstrapped* marker on an owned object (never only in status): the cluster's id.
     pub bootstrapped: Option<ClusterId>,
     /// `minAvailable` of the existing PodDisruptionBudget; absent when there is none.
@@ -112,7 +122,23 @@ pub struct MemberRecord {
     pub deletion: Deletion,
     /// Milliseconds since the Unix epoch.
     pub created_ms: u64,
+    /// What the next pod of this record speaks.
+    pub speaks: Spoken,
     pub pod: Option<Pod>,
+}
+
+/// What a process speaks on its ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spoken {
+    pub client: TlsMode,
+    pub peer: TlsMode,
+}
+
+impl Spoken {
+    /// The operator speaks with it as the stricter of both asks for.
+    pub fn admin(self) -> TlsMode {
+        self.client.max(self.peer)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +241,7 @@ pub struct Pod {
     pub zone: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub created_ms: u64,
+    pub speaks: Spoken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,6 +58,8 @@ pub fn plan(intent: &Intent, observed: &Observation, now_ms: u64, seed: u64) -> 
 }
 
 fn plan_run(cluster: &ValidatedCluster, observed: &Observation, now_ms: u64, seed: u64) -> Plan {
+    // A caller that has settled it already loses nothing.
+    let cluster = &cluster.clone().settled(observed);
     let mut pass = Pass {
         cluster,
         view: View::new(observed, &cluster.identity),
@@ -123,8 +125,9 @@ fn shared_objects(pass: &mut Pass<'_>) -> Next {
     if objects.finalizer == Presence::Absent {
         return act(Step::AddFinalizer);
     }
-    let hash = pass.cluster.objects_hash();
-    (objects.applied_hash.as_ref() != Some(&hash)).then_some(Decision::Act(Step::ApplyObjects { hash }))
+    let (hash, policy) = (pass.cluster.objects_hash(), pass.cluster.policy_hash(&objects.home));
+    let is_there = objects.applied_hash.as_ref() == Some(&hash) && objects.policy_hash == policy;
+    (!is_there).then_some(Decision::Act(Step::ApplyObjects { hash, policy }))
 }
 
 /// The floor of voters that evictions by others must leave: raised before growth, lowered after the shrink.

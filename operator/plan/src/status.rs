@@ -298,8 +298,9 @@ fn asleep() -> [(&'static str, Said); 10] {
 }
 
 fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
+    let tls = facts.input.observed.tls.as_ref().map(|word| ("TLSReady", tls_ready(word)));
     if facts.is_asleep() && facts.input.failure.is_none() {
-        return asleep().into_iter().map(|(kind, said)| dated(facts, kind, said)).collect();
+        return asleep().into_iter().chain(tls).map(|(kind, said)| dated(facts, kind, said)).collect();
     }
     let available = available(facts);
     let said = [
@@ -314,7 +315,6 @@ fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
         ("StorageHealthy", storage_healthy(facts)),
         ("Stalled", stalled(facts)),
     ];
-    let tls = facts.input.observed.tls.as_ref().map(|word| ("TLSReady", tls_ready(word)));
     said.into_iter().chain(tls).map(|(kind, said)| dated(facts, kind, said)).collect()
 }
 

@@ -39,7 +39,7 @@ pub enum Step {
     /// Puts the finalizer on the cluster, so that deletion can clean up.
     AddFinalizer,
     /// Creates or repairs services and other shared objects, and stamps them with `hash`.
-    ApplyObjects { hash: String },
+    ApplyObjects { hash: String, policy: Option<String> },
     /// Creates or changes the PodDisruptionBudget; `None` deletes it.
     SetBudget { min_available: Option<u32> },
     /// Creates a record with `replicas: 0`, with `create`, so that a clash is a conflict. `start` and the retirement mark

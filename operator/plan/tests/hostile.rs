@@ -4,7 +4,7 @@ use quorate_api::{ConsistentCluster, names};
 use quorate_plan::{Decision, Intent, Observation, plan};
 use serde_json::{Value, json};
 
-const FIELDS: [&str; 24] = [
+const FIELDS: [&str; 31] = [
     "/metadata/name",
     "/spec/replicas",
     "/spec/image",
@@ -29,6 +29,13 @@ const FIELDS: [&str; 24] = [
     "/spec/resources/limits/cpu",
     "/spec/resources/limits/memory",
     "/spec/disruption/podDisruptionBudget",
+    "/spec/tls/client/mode",
+    "/spec/tls/client/secretRef/name",
+    "/spec/tls/peer/certManager/issuerRef/name",
+    "/spec/tls/peer/certManager/issuerRef/kind",
+    "/spec/network/policy",
+    "/spec/network/allowFrom/0/cidr",
+    "/spec/network/monitoringFrom/0/podSelector/matchLabels",
 ];
 
 fn values() -> Vec<Value> {
@@ -84,6 +91,14 @@ fn base() -> Value {
             "timing": {"profile": "Custom", "heartbeat": "50ms", "election": "150ms"},
             "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}},
             "disruption": {"podDisruptionBudget": "Enabled"},
+            "tls": {
+                "client": {"mode": "Required", "secretRef": {"name": "clients"}},
+                "peer": {"mode": "Required", "certManager": {"issuerRef": {"name": "house", "kind": "Issuer"}}},
+            },
+            "network": {
+                "policy": "Enabled", "allowFrom": [{"cidr": "192.0.2.0/24"}],
+                "monitoringFrom": [{"podSelector": {"matchLabels": {"app": "vm"}}}],
+            },
         },
     })
 }
@@ -146,6 +161,8 @@ fn the_base_is_taken_and_each_field_alone_changes_the_template_or_nothing() {
         ("/spec/podTemplate/nodeSelector/disk", json!("slow")),
         ("/spec/podTemplate/tolerations/0/value", json!("no")),
         ("/spec/podTemplate/priorityClassName", json!("other")),
+        ("/spec/tls/client/secretRef/name", json!("others")),
+        ("/spec/tls/peer/mode", json!("Preferred")),
     ] {
         assert!(changed(field, value), "{field} restarts members");
     }
@@ -155,6 +172,8 @@ fn the_base_is_taken_and_each_field_alone_changes_the_template_or_nothing() {
         ("/spec/storage/size", json!("2Gi")),
         ("/spec/disruption/podDisruptionBudget", json!("Disabled")),
         ("/spec/repair/replaceUnhealthyAfter", json!("0s")),
+        ("/spec/network/policy", json!("Disabled")),
+        ("/spec/network/allowFrom/0/cidr", json!("10.0.0.0/8")),
     ] {
         assert!(!changed(field, value), "{field} restarts nobody");
     }

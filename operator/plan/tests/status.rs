@@ -4,7 +4,7 @@ mod script;
 mod world;
 
 use quorate_api::{ConsistentClusterStatus, names, status_differs};
-use quorate_plan::{Plan, StatusInput, plan, status};
+use quorate_plan::{Plan, StatusInput, TlsWord, plan, status};
 use world::World;
 
 fn tell(world: &World, previous: Option<&ConsistentClusterStatus>, failure: Option<&str>) -> ConsistentClusterStatus {
@@ -119,4 +119,27 @@ fn every_condition_is_seen_both_ways_in_the_scripts() {
             assert!(text.contains(&format!("{kind}={status} ")), "no script shows {kind}={status}");
         }
     }
+}
+
+#[test]
+fn a_cluster_that_sleeps_tells_of_its_certificates_too() {
+    let mut world = settled();
+    world.spec.replicas = 0;
+    for _ in 0..100 {
+        if let quorate_plan::Decision::Act(step) =
+            plan(&world.intent(), &world.observe(), world.now_ms, names::seed("c1")).next
+        {
+            world.apply(&step).expect("nothing disturbs");
+        }
+        world.tick();
+    }
+    let (intent, mut observed) = (world.intent(), world.observe());
+    let made = plan(&intent, &observed, world.now_ms, names::seed("c1"));
+    let fault = Some("Secret orders-tls-ca: forbidden".to_owned());
+    observed.tls = Some(TlsWord { fault, waits: None, rotated: Vec::new(), not_after: None });
+    let input =
+        StatusInput { intent: &intent, observed: &observed, plan: &made, previous: None, now_ms: 0, failure: None };
+    let told = status(input);
+    assert_eq!(reason(&told, "Ready"), "True ScaledToZero");
+    assert_eq!(reason(&told, "TLSReady"), "False CertificateFault");
 }

@@ -174,7 +174,7 @@ fn event_line(event: &Event) -> String {
 /// What the members say themselves, and what the planner makes of it.
 async fn words(bundle: &mut Bundle, connection: &Connection, found: &Found, seconds: u64) -> Result<()> {
     let intent = Intent::of(&found.cluster);
-    let seen = observe::observed(connection, &intent).await?;
+    let (seen, refusal) = observe::observed(connection, &intent).await?;
     for word in &seen.observation.words {
         bundle.add(&format!("members/{}.txt", word.record), &format!("{word:#?}\n"))?;
     }
@@ -184,7 +184,7 @@ async fn words(bundle: &mut Bundle, connection: &Connection, found: &Found, seco
     }
     let seed = names::seed(&intent.identity().uid);
     let plan = plan(&intent, &seen.observation, seconds.saturating_mul(1_000), seed);
-    let doubts = doubts(&plan, &silent);
+    let doubts = doubts(&plan, &silent, refusal);
     bundle.add("plan.txt", &Planned::of(&plan, Vec::new(), doubts).text())
 }
 

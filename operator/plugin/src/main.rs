@@ -137,9 +137,9 @@ async fn show_plan(
         }
     };
     let intent = Intent::of(&intended);
-    let seen = observe::observed(&connection, &intent).await?;
+    let (seen, refusal) = observe::observed(&connection, &intent).await?;
     let plan = plan(&intent, &seen.observation, now_ms(), names::seed(&intent.identity().uid));
-    let doubts = doubts(&plan, &observe::silent(&seen));
+    let doubts = doubts(&plan, &observe::silent(&seen), refusal);
     let planned = Planned::of(&plan, changed, doubts);
     match output {
         Output::Text => print!("{}", planned.text()),

@@ -2,35 +2,54 @@
 //! port-forward to each pod. Reads only.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use quorate_api::names;
+use quorate_operator::kubernetes::certificates::admin_access;
 use quorate_operator::kubernetes::objects::ADMIN_PORT;
 use quorate_operator::kubernetes::observe::{Zones, observe};
 use quorate_operator::members::Members;
 use quorate_operator::world::Seen;
-use quorate_plan::Intent;
+use quorate_plan::{Identity, Intent};
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpListener;
 
 use crate::connect::Connection;
 
-/// One observation, with the words of every member that could be reached.
+/// One observation, with the words of every member that could be reached; and why some could not, where that is known.
 ///
 /// # Errors
 /// This machine gives no listening socket.
-pub async fn observed(connection: &Connection, intent: &Intent) -> Result<Seen> {
-    let mut seen = observe(&connection.client, &Zones::default(), intent).await;
+pub async fn observed(connection: &Connection, intent: &Intent) -> Result<(Seen, Option<String>)> {
+    let mut seen = observe(&connection.client, &Zones::default(), intent, None).await;
     let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.namespace);
     for (record, url) in &mut seen.admin_urls {
         let local = forward(pods.clone(), names::pod(record)).await?;
         let scheme = url.split("://").next().unwrap_or("http");
         *url = format!("{scheme}://{local}");
     }
+    let refusal = show_certificate(connection, intent.identity(), &mut seen).await;
     Members::default().ask(&mut seen).await;
-    Ok(seen)
+    Ok((seen, refusal))
+}
+
+/// Members that speak TLS take who shows the operator's certificate: a person who may read that Secret may ask them.
+async fn show_certificate(connection: &Connection, identity: &Identity, seen: &mut Seen) -> Option<String> {
+    if !seen.admin_urls.values().any(|url| url.starts_with("https://")) {
+        return None;
+    }
+    match admin_access(&connection.client, identity).await {
+        Ok(access) => {
+            seen.equip(identity, &Arc::new(access));
+            None
+        }
+        Err(refusal) => {
+            Some(format!("members speak TLS, and the operator's certificate cannot be shown to them: {refusal}"))
+        }
+    }
 }
 
 /// Members whose pods run and who still gave no word.

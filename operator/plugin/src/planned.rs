@@ -94,11 +94,9 @@ fn differ(path: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
 }
 
 /// Says what a plan could not take into account.
-pub fn doubts(plan: &Plan, silent: &[String]) -> Vec<String> {
-    let mut doubts: Vec<String> = silent
-        .iter()
-        .map(|member| format!("{member} gave no word through a port-forward (a member that requires TLS gives none), so it counts as silent here"))
-        .collect();
+pub fn doubts(plan: &Plan, silent: &[String], refusal: Option<String>) -> Vec<String> {
+    let told = |member: &String| format!("{member} gave no word through a port-forward, so it counts as silent here");
+    let mut doubts: Vec<String> = silent.iter().map(told).chain(refusal).collect();
     if let Decision::Wait(Waiting::ObservationIncomplete { what }) = &plan.next {
         doubts.push(format!("you may not read everything the operator reads ({what}); ask for the right to list it"));
     }

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::KubernetesWorld;
+use super::network;
 use super::objects::{self, RecordFacts};
 use super::observe::RetirementMark;
 use super::request::{MANAGER, timed, verdict};
@@ -38,7 +40,7 @@ impl KubernetesWorld {
         match step {
             Step::AddFinalizer => act.edit_finalizer(|list| list.push(names::FINALIZER_CLUSTER.to_owned())).await,
             Step::Finish => act.edit_finalizer(|list| list.retain(|f| f != names::FINALIZER_CLUSTER)).await,
-            Step::ApplyObjects { hash } => act.apply_services(hash).await,
+            Step::ApplyObjects { hash, policy } => act.apply_objects(hash, policy.as_deref()).await,
             Step::SetBudget { min_available } => act.set_budget(*min_available).await,
             Step::RecordBootstrap { cluster_id } => act.record_bootstrap(*cluster_id).await,
             Step::CreateMember { name, template_hash, purpose } => {
@@ -145,11 +147,13 @@ impl Act<'_> {
         patch(&api, &self.identity.name, by(MANAGER), Patch::Merge(&edited)).await.map_err(|e| verdict(what, &e))
     }
 
-    async fn apply_services(&self, hash: &str) -> Done {
+    async fn apply_objects(&self, hash: &str, policy: Option<&str>) -> Done {
+        self.apply_policy(policy).await?;
         let api = self.api::<Service>();
         let records = self.seen.observation.records.iter().filter(|r| r.deletion == Deletion::No);
         let of_members = records.map(|r| (objects::member_service(self.identity, &r.name, &r.uid), r.uid.as_str()));
-        let shared = objects::services(self.identity, hash).map(|s| (s, self.identity.uid.as_str()));
+        let shared =
+            objects::services(self.identity, hash, self.cluster()?.defaults).map(|s| (s, self.identity.uid.as_str()));
         for (service, owner) in of_members.chain(shared) {
             let name = service.name_any();
             self.refuse_foreign(&api, &name, owner).await?;
@@ -157,6 +161,24 @@ impl Act<'_> {
             applied.map_err(|e| verdict(&format!("Service {name}"), &e))?;
         }
         Ok(())
+    }
+
+    /// Before the Services: nobody finds a new member before it is known who may reach it.
+    async fn apply_policy(&self, hash: Option<&str>) -> Done {
+        let api = self.api::<NetworkPolicy>();
+        let name = names::network_policy(&self.identity.name);
+        let what = format!("NetworkPolicy {name}");
+        let Some(hash) = hash else {
+            let Some(live) = timed(api.get_opt(&name)).await.map_err(|e| verdict(&what, &e))? else { return Ok(()) };
+            // One that somebody else made is theirs.
+            if live.owner_references().iter().any(|o| o.uid == self.identity.uid) {
+                return delete(&api, &name, live.uid().unwrap_or_default(), live.resource_version(), &what).await;
+            }
+            return Ok(());
+        };
+        self.refuse_foreign(&api, &name, &self.identity.uid).await?;
+        let policy = network::policy(self.cluster()?, &self.seen.observation.objects.home, hash);
+        patch(&api, &name, by(MANAGER).force(), Patch::Apply(&policy)).await.map_err(|e| verdict(&what, &e))
     }
 
     /// An object that somebody else made under our name is left alone, and said so.

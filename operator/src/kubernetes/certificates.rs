@@ -5,21 +5,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{ListParams, PostParams};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 use quorate_api::{TlsMode, names};
 use quorate_plan::certificates::{self, Authorities, Certificate, Change, Held, Holder, InUse, Wallet};
-use quorate_plan::{Identity, TlsWord, ValidatedCluster};
+use quorate_plan::{Deletion, Identity, Observation, Pod, PodPhase, Source, TlsWord, ValidatedCluster};
 use quorate_proto::admin::v1::TlsPlane;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
 
-use super::objects;
 use super::request::{MANAGER, timed};
+use super::{cert_manager, objects};
 use crate::clock;
 use crate::members::Access;
 use crate::world::Seen;
@@ -57,52 +57,39 @@ pub(super) struct Kept {
 /// Why certificates could not be kept; the words of errors hold nothing secret.
 type Fault = String;
 
-/// What runs of a cluster.
-struct Found {
-    records: Vec<String>,
-    /// Of each record and each pod: what it speaks with clients and with peers.
-    modes: Vec<(TlsMode, TlsMode)>,
-    /// Pods that speak TLS.
-    running: Vec<String>,
-}
-
 impl Desk {
     pub fn new(lifetimes: Lifetimes) -> Desk {
         Desk { lifetimes, heard: Mutex::default(), kept: Mutex::default() }
     }
 
-    /// Makes the modes in `cluster` what members can speak now, and sees to their certificates.
-    ///
-    /// # Errors
-    /// What runs could not be read: nothing may be decided then.
-    pub async fn keep(&self, client: &Client, cluster: &mut ValidatedCluster) -> Result<(), kube::Error> {
+    /// Sees to the certificates of a cluster, as it is wanted and as it was read in this pass.
+    pub async fn keep(&self, client: &Client, cluster: &ValidatedCluster, observed: &Observation) {
         let uid = cluster.identity.uid.clone();
-        let found = look(client, &cluster.identity).await?;
-        let wanted = cluster.tls.clone();
-        cluster.tls.client.mode =
-            certificates::mode_now(wanted.client.mode, found.modes.iter().map(|(client, _)| *client));
-        cluster.tls.peer.mode = certificates::mode_now(wanted.peer.mode, found.modes.iter().map(|(_, peer)| *peer));
+        // Nothing is decided from absences; what was known stays.
+        if !observed.unread.is_empty() {
+            return;
+        }
         if cluster.tls.admin() == TlsMode::Disabled {
             self.kept.lock().expect("no panic happens while this is written").remove(&uid);
-            return Ok(());
+            return;
         }
         let mut rotated = Vec::new();
-        let secrets = Secrets { client, cluster, maker: Maker { cluster, lifetimes: self.lifetimes } };
-        let outcome = self.work(&secrets, &found, &mut rotated).await;
+        let secrets = Secrets { client, cluster, observed, maker: Maker { cluster, lifetimes: self.lifetimes } };
+        let outcome = self.work(&secrets, &mut rotated).await;
+        let asked = self.ask_cert_manager(&secrets).await;
         let mut word = TlsWord { fault: None, waits: None, rotated, not_after: None };
         let before = self.kept(&uid);
         let mut access = before.and_then(|kept| kept.access);
         match outcome {
             Ok((wallet, shown)) => {
-                let held = wallet.held.values().map(|held| held.leaf.not_after).min();
-                word.not_after = held;
+                word.not_after = wallet.held.values().map(|held| held.leaf.not_after).min();
                 let moving = wallet.authorities.as_ref().is_some_and(|a| a.next.is_some() || a.previous.is_some());
-                word.waits = match moving {
-                    true => {
-                        Some("a new authority takes over: members and clients are given time to trust it".to_owned())
-                    }
-                    false if cluster.tls != wanted => Some("a mode is on its way, member by member".to_owned()),
-                    false => None,
+                word.waits = if moving {
+                    Some("a new authority takes over: members and clients are given time to trust it".to_owned())
+                } else if cluster.tls.is_moving() {
+                    Some("a mode is on its way, member by member".to_owned())
+                } else {
+                    None
                 };
                 if access.as_ref().is_none_or(|known| known.sha256 != shown.sha256) {
                     access = Some(Arc::new(shown));
@@ -110,10 +97,25 @@ impl Desk {
             }
             Err(fault) => word.fault = Some(fault),
         }
-        word.fault = word.fault.or_else(|| self.expired(&uid));
+        word.fault = word.fault.or(asked).or_else(|| self.expired(&uid));
         let mut kept = self.kept.lock().expect("no panic happens while this is written");
         kept.insert(uid, Kept { word, access });
-        Ok(())
+    }
+
+    /// What is wrong with, or still missing of, the certificates that cert-manager issues.
+    async fn ask_cert_manager(&self, secrets: &Secrets<'_>) -> Option<Fault> {
+        let Secrets { client, cluster, observed, .. } = secrets;
+        let staying = observed.records.iter().filter(|record| record.deletion == Deletion::No);
+        let records: Vec<String> = staying.map(|record| record.name.clone()).collect();
+        let wanted = cert_manager::wanted(&cluster.identity, &cluster.tls, &records);
+        if cluster.paused || wanted.is_empty() {
+            return None;
+        }
+        let owner_of = |record: &str| secrets.record_uid(record).map(str::to_owned);
+        match cert_manager::ask(client, &cluster.identity, &wanted, owner_of).await {
+            Ok(waits) => waits,
+            Err(fault) => Some(fault),
+        }
     }
 
     pub fn kept(&self, uid: &str) -> Option<Kept> {
@@ -139,18 +141,21 @@ impl Desk {
         ))
     }
 
-    async fn work(
-        &self,
-        secrets: &Secrets<'_>,
-        found: &Found,
-        rotated: &mut Vec<String>,
-    ) -> Result<(Wallet, Access), Fault> {
-        let holders: Vec<Holder> =
-            found.records.iter().cloned().map(Holder::Member).chain([Holder::Admin, Holder::Client]).collect();
+    async fn work(&self, secrets: &Secrets<'_>, rotated: &mut Vec<String>) -> Result<(Wallet, Access), Fault> {
+        // What goes with a record that is being deleted would be taken away at once.
+        let staying = secrets.observed.records.iter().filter(|record| record.deletion == Deletion::No);
+        let members = staying.map(|record| Holder::Member(record.name.clone()));
+        // Clients are given a certificate by whoever issues those that members show them.
+        let client = (secrets.cluster.tls.client.source == Source::Operator).then_some(Holder::Client);
+        let holders: Vec<Holder> = members.chain([Holder::Admin]).chain(client).collect();
+        let rotate = secrets.cluster.rotate_authority.as_deref();
         for _ in 0..ROUNDS_MAX {
-            let wallet = secrets.wallet(&holders, self.in_use(secrets.cluster, found)).await?;
+            let wallet = secrets.wallet(&holders, self.in_use(secrets)).await?;
             let grace = (secrets.maker.lifetimes.leaf / 10).min(GRACE_SECONDS_MAX);
-            let changes = certificates::changes(&wallet, &holders, now_seconds(), grace);
+            let changes = certificates::changes(&wallet, &holders, now_seconds(), grace, rotate);
+            if secrets.cluster.paused && !wallet.held.contains_key(&Holder::Admin) {
+                return Err("no certificates are made while spec.paused is set".to_owned());
+            }
             if changes.is_empty() || secrets.cluster.paused {
                 let access = secrets.access().await?;
                 return Ok((wallet, access));
@@ -164,12 +169,13 @@ impl Desk {
     }
 
     /// Of each pod that speaks TLS, what it said it uses of ours.
-    fn in_use(&self, cluster: &ValidatedCluster, found: &Found) -> BTreeMap<String, Option<InUse>> {
+    fn in_use(&self, secrets: &Secrets<'_>) -> BTreeMap<String, Option<InUse>> {
+        let Secrets { cluster, observed, .. } = secrets;
         let heard = self.heard.lock().expect("no panic happens while this is read");
         let said = heard.get(&cluster.identity.uid);
         let ours = |plane: &&TlsPlane| match plane.role.as_str() {
-            "client" => cluster.tls.client.secret.is_none(),
-            "peer" => cluster.tls.peer.secret.is_none(),
+            "client" => cluster.tls.client.source == Source::Operator,
+            "peer" => cluster.tls.peer.source == Source::Operator,
             _ => true,
         };
         let of = |record: &String| {
@@ -177,7 +183,9 @@ impl Desk {
             let (leaf_sha256s, trust_sha256s) = planes.map(|p| (p.leaf_sha256.clone(), p.trust_sha256.clone())).unzip();
             Some(InUse { leaf_sha256s, trust_sha256s })
         };
-        found.running.iter().map(|record| (record.clone(), of(record))).collect()
+        let speaks = |pod: &Pod| pod.phase == PodPhase::Running && pod.speaks.admin() != TlsMode::Disabled;
+        let running = observed.records.iter().filter(|record| record.pod.as_ref().is_some_and(speaks));
+        running.map(|record| (record.name.clone(), of(&record.name))).collect()
     }
 }
 
@@ -202,43 +210,11 @@ fn now_seconds() -> i64 {
     i64::try_from(clock::now_ms() / 1_000).unwrap_or(i64::MAX)
 }
 
-async fn look(client: &Client, identity: &Identity) -> Result<Found, kube::Error> {
-    let ours = ListParams::default().labels(&names::selector(&identity.uid));
-    let (sets, pods) = (
-        Api::<StatefulSet>::namespaced(client.clone(), &identity.namespace),
-        Api::<Pod>::namespaced(client.clone(), &identity.namespace),
-    );
-    let (sets, pods) = tokio::try_join!(timed(sets.list(&ours)), timed(pods.list(&ours)))?;
-    let modes_of = |annotations: Option<&BTreeMap<String, String>>| {
-        objects::read_tls_modes(annotations.and_then(|a| a.get(names::ANNOTATION_TLS)).map(String::as_str))
-    };
-    let mut found = Found { records: Vec::new(), modes: Vec::new(), running: Vec::new() };
-    for set in sets {
-        let spec = set.spec.as_ref();
-        // What never ran speaks nothing.
-        if spec.and_then(|s| s.replicas) != Some(0) {
-            found.modes.push(modes_of(spec.and_then(|s| s.template.metadata.as_ref()?.annotations.as_ref())));
-        }
-        found.records.push(set.name_any());
-    }
-    for pod in pods {
-        let modes = modes_of(pod.metadata.annotations.as_ref());
-        found.modes.push(modes);
-        let is_running = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
-        if let Some(record) = pod.labels().get(names::LABEL_MEMBER)
-            && is_running
-            && modes != (TlsMode::Disabled, TlsMode::Disabled)
-        {
-            found.running.push(record.clone());
-        }
-    }
-    Ok(found)
-}
-
 /// One cluster's Secrets.
 struct Secrets<'a> {
     client: &'a Client,
     cluster: &'a ValidatedCluster,
+    observed: &'a Observation,
     maker: Maker<'a>,
 }
 
@@ -269,20 +245,40 @@ impl Secrets<'_> {
         }
     }
 
+    fn record_uid(&self, record: &str) -> Option<&str> {
+        self.observed.records.iter().find(|known| known.name == record).map(|known| known.uid.as_str())
+    }
+
+    /// A member's keys go with its record; all others with the cluster.
+    fn owner_of(&self, holder: &Holder) -> Option<OwnerReference> {
+        let Holder::Member(record) = holder else { return None };
+        self.record_uid(record).map(|uid| objects::record_owner(record, uid))
+    }
+
     /// A Secret of this cluster; one that somebody else made under its name is a fault.
     async fn read(&self, name: &str) -> Result<Option<Secret>, Fault> {
-        let found = timed(self.api().get_opt(name)).await.map_err(|error| format!("Secret {name}: {error}"))?;
+        let found = timed(self.api().get_opt(name)).await.map_err(|error| refusal(&error, name))?;
         let Some(secret) = found else { return Ok(None) };
-        let is_ours = secret.metadata.owner_references.iter().flatten().any(|o| o.uid == self.cluster.identity.uid);
-        if is_ours {
+        // Its record may have been taken away from over it; the label says whose it is.
+        if secret.labels().get(names::LABEL_CLUSTER_UID) == Some(&self.cluster.identity.uid) {
             Ok(Some(secret))
         } else {
             Err(format!("Secret {name} exists and is not of this cluster; delete it"))
         }
     }
 
-    async fn write(&self, name: &str, before: Option<Secret>, data: Data, issuer: Option<&str>) -> Result<(), Fault> {
+    async fn write(
+        &self,
+        holder: Option<&Holder>,
+        name: &str,
+        before: Option<Secret>,
+        data: Data,
+        issuer: Option<&str>,
+    ) -> Result<(), Fault> {
         let mut metadata = objects::owned_meta(&self.cluster.identity, name.to_owned());
+        if let Some(owner) = holder.and_then(|holder| self.owner_of(holder)) {
+            metadata.owner_references = Some(vec![owner]);
+        }
         if let Some(issuer) = issuer {
             metadata.annotations = Some(BTreeMap::from([(ANNOTATION_ISSUER.to_owned(), issuer.to_owned())]));
         }
@@ -296,7 +292,7 @@ impl Secrets<'_> {
                 timed(self.api().replace(name, &posted, &secret)).await
             }
         };
-        written.map(drop).map_err(|error| format!("Secret {name}: {error}"))
+        written.map(drop).map_err(|error| refusal(&error, name))
     }
 
     async fn wallet(&self, holders: &[Holder], running: BTreeMap<String, Option<InUse>>) -> Result<Wallet, Fault> {
@@ -311,7 +307,9 @@ impl Secrets<'_> {
         };
         let mut held = BTreeMap::new();
         for holder in holders {
-            if let Some(what) = self.read(&self.name_of(holder)).await?.and_then(|secret| held_in(&secret)) {
+            let secret = self.read(&self.name_of(holder)).await?;
+            let owner = self.owner_of(holder);
+            if let Some(what) = secret.filter(|s| goes_with(s, owner.as_ref())).and_then(|s| held_in(&s)) {
                 held.insert(holder.clone(), what);
             }
         }
@@ -320,10 +318,8 @@ impl Secrets<'_> {
 
     async fn access(&self) -> Result<Access, Fault> {
         let name = self.name_of(&Holder::Admin);
-        let data = self.read(&name).await?.and_then(|secret| secret.data).unwrap_or_default();
-        let entry =
-            |key: &str| data.get(key).map(|bytes| bytes.0.clone()).ok_or_else(|| format!("Secret {name} has no {key}"));
-        Ok(Access::new(entry(CA)?, entry(&crt(LEAF))?, entry(&key(LEAF))?))
+        let secret = self.read(&name).await?.ok_or_else(|| format!("Secret {name} is gone"))?;
+        access_in(&name, secret)
     }
 
     async fn carry_out(&self, change: &Change) -> Result<(), Fault> {
@@ -349,17 +345,48 @@ impl Secrets<'_> {
                 let issuer = old.annotations().get(ANNOTATION_ISSUER).cloned();
                 let mut given = old.data.clone().unwrap_or_default();
                 given.insert(CA.to_owned(), ByteString(bundle(&data)));
-                return self.write(&name, Some(old), given, issuer.as_deref()).await;
+                return self.write(Some(holder), &name, Some(old), given, issuer.as_deref()).await;
             }
         }
-        self.write(&authority, before, data, None).await
+        self.write(None, &authority, before, data, None).await
     }
 
     async fn issue(&self, holder: &Holder, authority: &Data) -> Result<(), Fault> {
         let (data, by) = self.maker.made(holder, authority)?;
         let name = self.name_of(holder);
         let before = self.read(&name).await?;
-        self.write(&name, before, data, Some(&by)).await
+        self.write(Some(holder), &name, before, data, Some(&by)).await
+    }
+}
+
+fn access_in(name: &str, secret: Secret) -> Result<Access, Fault> {
+    let data = secret.data.unwrap_or_default();
+    let entry =
+        |key: &str| data.get(key).map(|bytes| bytes.0.clone()).ok_or_else(|| format!("Secret {name} has no {key}"));
+    Ok(Access::new(entry(CA)?, entry(&crt(LEAF))?, entry(&key(LEAF))?))
+}
+
+/// What the operator shows to members, for others who act for a person with the right to read it.
+///
+/// # Errors
+/// It is not there, may not be read, or is not whole; says nothing secret.
+pub async fn admin_access(client: &Client, identity: &Identity) -> Result<Access, String> {
+    let name = names::admin_secret(&identity.name);
+    let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
+    match timed(api.get(&name)).await {
+        Ok(secret) => access_in(&name, secret),
+        Err(kube::Error::Api(status)) => Err(format!("Secret {name}: {}", status.message)),
+        Err(error) => Err(format!("Secret {name}: {error}")),
+    }
+}
+
+fn refusal(error: &kube::Error, name: &str) -> Fault {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => format!(
+            "Secret {name}: {}; give the operator the right, see tlsSecrets among the chart's values, or set spec.tls to Disabled",
+            status.message
+        ),
+        other => format!("Secret {name}: {other}"),
     }
 }
 
@@ -421,7 +448,7 @@ impl Maker<'_> {
         let invalid = |error| format!("a name that no certificate can have: {error}");
         let mut params = CertificateParams::new(names).map_err(invalid)?;
         params.distinguished_name.push(DnType::CommonName, role);
-        let uri = format!("quorate://{}/{role}", identity.uid);
+        let uri = objects::role_uri(identity, role);
         params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(invalid)?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match role {
@@ -496,6 +523,11 @@ fn authorities(data: &Data) -> Option<Authorities> {
         },
         trust_sha256: trust_sha256(&bundle(data)),
     })
+}
+
+/// Keys whose record was made anew under its name would stay for ever, or be taken away with the old one: new ones are made.
+fn goes_with(secret: &Secret, owner: Option<&OwnerReference>) -> bool {
+    owner.is_none_or(|owner| secret.owner_references().iter().any(|known| known.uid == owner.uid))
 }
 
 /// What a Secret of a holder has; nothing when it is not whole.
@@ -584,6 +616,16 @@ mod tests {
         assert!(held_in(&secret(broken, &by)).is_none());
         authority.insert(crt(NEXT), ByteString(Vec::new()));
         assert!(authorities(&authority).is_none(), "an authority is not guessed at");
+    }
+
+    #[test]
+    fn the_keys_of_a_record_that_was_made_anew_are_made_anew() {
+        let (old, new) = (objects::record_owner("a", "uid-1"), objects::record_owner("a", "uid-2"));
+        let mut secret = Secret::default();
+        secret.metadata.owner_references = Some(vec![old.clone()]);
+        assert!(goes_with(&secret, Some(&old)) && goes_with(&secret, None));
+        assert!(!goes_with(&secret, Some(&new)), "it goes with the old one");
+        assert!(!goes_with(&Secret::default(), Some(&new)), "it goes with nobody");
     }
 
     #[test]

@@ -86,13 +86,9 @@ async fn reconcile(cached: Arc<ConsistentCluster>, context: Arc<Context>) -> Res
         context.metrics.forget(&namespace, &name);
         return Ok(Action::await_change());
     };
-    let mut intent = Intent::of(&cluster);
-    let certificates = &context.world.certificates;
-    if let Intent::Run(cluster) = &mut intent {
-        certificates.keep(&context.world.client, cluster).await?;
-    }
+    let intent = Intent::of(&cluster);
     let pass = reconcile::pass(&context.world, &context.members, &intent, cluster.status.as_ref()).await;
-    certificates.hear(&intent.identity().uid, &pass.seen);
+    context.world.certificates.hear(&intent.identity().uid, &pass.seen);
     let told = context.teller.tell(&cluster, &intent, &pass).await;
     context.metrics.observe(&intent, &pass, started.elapsed());
     if let Err(error) = told {

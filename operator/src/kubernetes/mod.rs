@@ -3,9 +3,11 @@
 //! Watches only say when to look. What a decision rests on is read live in `observe`, and every write names what it expects.
 
 mod act;
-mod certificates;
+pub mod cert_manager;
+pub mod certificates;
 mod controller;
 mod lease;
+pub mod network;
 pub mod objects;
 pub mod observe;
 mod request;
@@ -16,10 +18,11 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use kube::{Client, Config};
-use quorate_plan::{Intent, Step};
+use quorate_plan::{Identity, Intent, Step};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::RunArgs;
+use crate::members::Access;
 use crate::metrics::Metrics;
 use crate::serve;
 use crate::world::{ActError, AdminTls, MemberUrls, Observer, Performer, Seen};
@@ -29,6 +32,8 @@ use lease::Lease;
 /// The world of one API server; shared by all clusters.
 pub(crate) struct KubernetesWorld {
     client: Client,
+    /// The namespace the operator runs in.
+    home: String,
     zones: observe::Zones,
     /// Evictions that were refused, by pod UID.
     refused: Mutex<HashMap<String, u32>>,
@@ -37,21 +42,31 @@ pub(crate) struct KubernetesWorld {
 
 impl Observer for KubernetesWorld {
     async fn observe(&self, intent: &Intent) -> Seen {
-        let mut seen = observe::observe(&self.client, &self.zones, intent).await;
+        observe::observe(&self.client, &self.zones, intent, Some(&self.home)).await
+    }
+
+    async fn equip(&self, intent: &Intent, seen: &mut Seen) {
+        if let Intent::Run(cluster) = intent {
+            self.certificates.keep(&self.client, cluster, &seen.observation).await;
+        }
         let identity = intent.identity();
         if let Some(Kept { word, access }) = self.certificates.kept(&identity.uid) {
             seen.observation.tls = Some(word);
-            let by_tls = seen.admin_urls.iter().filter(|(_, url)| url.starts_with("https://"));
-            let access = access.into_iter().flat_map(|access| {
-                let of = |(record, url): (&String, &String)| {
-                    let host = objects::host(identity, record);
-                    (url.clone(), AdminTls { host, access: access.clone() })
-                };
-                by_tls.clone().map(of).collect::<Vec<_>>()
-            });
-            seen.admin_tls = access.collect();
+            if let Some(access) = access {
+                seen.equip(identity, &access);
+            }
         }
-        seen
+    }
+}
+
+impl Seen {
+    /// Shows `access` to every member that wants to see a certificate.
+    pub fn equip(&mut self, identity: &Identity, access: &Arc<Access>) {
+        let by_tls = self.admin_urls.iter().filter(|(_, url)| url.starts_with("https://"));
+        let of = |(record, url): (&String, &String)| {
+            (url.clone(), AdminTls { host: objects::host(identity, record), access: access.clone() })
+        };
+        self.admin_tls = by_tls.map(of).collect();
     }
 }
 
@@ -98,6 +113,7 @@ pub async fn run(args: RunArgs) -> Result<()> {
         lease.acquire().await;
         let world = KubernetesWorld {
             client: client.clone(),
+            home: args.lease_namespace.clone(),
             zones: observe::Zones::default(),
             refused: Mutex::default(),
             certificates: Desk::new(Lifetimes {

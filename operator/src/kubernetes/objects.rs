@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use quorate_api::{FailureDomainKey, PodAntiAffinity as Apart, ResourceAmounts, TlsMode, names};
-use quorate_plan::{Identity, StartAs, ValidatedCluster};
+use quorate_plan::{Defaults, Identity, Source, Spoken, StartAs, ValidatedCluster};
 
 use crate::world::MemberUrls;
 
@@ -67,7 +67,7 @@ fn member_labels(identity: &Identity, record: &str, is_voter: bool) -> BTreeMap<
 }
 
 /// What selects the members' pods, and nothing else of this cluster.
-fn pod_selector(identity: &Identity) -> BTreeMap<String, String> {
+pub(super) fn pod_selector(identity: &Identity) -> BTreeMap<String, String> {
     [(names::LABEL_CLUSTER_UID, identity.uid.as_str()), (names::LABEL_MANAGED_BY, names::MANAGED_BY)]
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
@@ -90,6 +90,23 @@ pub fn owner(identity: &Identity) -> OwnerReference {
         controller: Some(true),
         block_owner_deletion: Some(false),
     }
+}
+
+/// What goes with a member's record.
+pub fn record_owner(record: &str, record_uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "apps/v1".to_owned(),
+        kind: "StatefulSet".to_owned(),
+        name: record.to_owned(),
+        uid: record_uid.to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }
+}
+
+/// What a certificate is good for, as members read it.
+pub fn role_uri(identity: &Identity, role: &str) -> String {
+    format!("quorate://{}/{role}", identity.uid)
 }
 
 pub fn owned_meta(identity: &Identity, name: String) -> ObjectMeta {
@@ -150,15 +167,15 @@ pub fn tls_modes(cluster: &ValidatedCluster) -> String {
     format!("{:?}/{:?}", cluster.tls.client.mode, cluster.tls.peer.mode)
 }
 
-/// The modes of clients and peers in a pod's annotation; plain text where it has none.
-pub fn read_tls_modes(text: Option<&str>) -> (TlsMode, TlsMode) {
+/// What a pod's annotation says it speaks; plain text where it has none.
+pub fn read_spoken(text: Option<&str>) -> Spoken {
     let mode = |word: Option<&str>| match word {
         Some("Required") => TlsMode::Required,
         Some("Preferred") => TlsMode::Preferred,
         _ => TlsMode::Disabled,
     };
     let mut words = text.unwrap_or_default().split('/');
-    (mode(words.next()), mode(words.next()))
+    Spoken { client: mode(words.next()), peer: mode(words.next()) }
 }
 
 /// What a record is rendered from besides the spec.
@@ -266,7 +283,7 @@ fn toleration(wanted: &quorate_api::Toleration) -> Toleration {
     }
 }
 
-fn speaks_tls(cluster: &ValidatedCluster) -> bool {
+pub(super) fn speaks_tls(cluster: &ValidatedCluster) -> bool {
     cluster.tls.admin() != TlsMode::Disabled
 }
 
@@ -276,9 +293,21 @@ fn secrets(cluster: &ValidatedCluster, record: &str) -> Vec<(&'static str, Strin
         return Vec::new();
     }
     let tls = &cluster.tls;
-    let given = [(TLS_CLIENT, tls.client.secret.clone()), (TLS_PEER, tls.peer.secret.clone())];
+    let given = [
+        (TLS_CLIENT, given(&tls.client.source, || names::server_certificate(record))),
+        (TLS_PEER, given(&tls.peer.source, || names::peer_certificate(record))),
+    ];
     let given = given.into_iter().filter_map(|(volume, secret)| Some((volume, secret?)));
     std::iter::once((TLS, names::member_secret(record))).chain(given).collect()
+}
+
+/// The Secret that others fill; nothing when the operator issues.
+fn given(source: &Source, certificate: impl FnOnce() -> String) -> Option<String> {
+    match source {
+        Source::Operator => None,
+        Source::Secret(name) => Some(name.clone()),
+        Source::CertManager(_) => Some(certificate()),
+    }
 }
 
 fn volumes(cluster: &ValidatedCluster, record: &str) -> Vec<Volume> {
@@ -314,7 +343,7 @@ fn mounts(cluster: &ValidatedCluster, record: &str) -> Vec<VolumeMount> {
     std::iter::once(data).chain(secrets(cluster, record).into_iter().map(secret)).collect()
 }
 
-/// The flags of TLS. A Secret that somebody else keeps has the names of kubernetes.io/tls.
+/// The flags of TLS. A Secret that others fill has the names of kubernetes.io/tls.
 fn tls_arguments(cluster: &ValidatedCluster) -> Vec<String> {
     if !speaks_tls(cluster) {
         return Vec::new();
@@ -322,9 +351,12 @@ fn tls_arguments(cluster: &ValidatedCluster) -> Vec<String> {
     let tls = &cluster.tls;
     let word = |mode: TlsMode| format!("{mode:?}").to_lowercase();
     let mut arguments = Vec::new();
-    let given = |volume: &str| format!("/{volume}/tls");
-    let client = tls.client.secret.as_ref().map_or(format!("/{TLS}/server"), |_| given(TLS_CLIENT));
-    let peer = tls.peer.secret.as_ref().map_or(format!("/{TLS}/peer"), |_| given(TLS_PEER));
+    let files = |source: &Source, own: &str, volume: &str| match source {
+        Source::Operator => format!("/{TLS}/{own}"),
+        Source::CertManager(_) | Source::Secret(_) => format!("/{volume}/tls"),
+    };
+    let client = files(&tls.client.source, "server", TLS_CLIENT);
+    let peer = files(&tls.peer.source, "peer", TLS_PEER);
     for (prefix, plane, files, mode) in [
         ("", "client", client, tls.client.mode),
         ("peer-", "peer", peer, tls.peer.mode),
@@ -338,8 +370,7 @@ fn tls_arguments(cluster: &ValidatedCluster) -> Vec<String> {
             arguments.push(format!("--{prefix}trusted-ca-file={dir}/ca.crt"));
         }
     }
-    // Certificates that somebody else issues name no roles.
-    if tls.client.secret.is_none() && tls.peer.secret.is_none() {
+    if tls.has_roles() {
         arguments.push(format!("--tls-cluster={}", cluster.identity.uid));
     }
     arguments.push(format!("--listen-metrics-urls=http://0.0.0.0:{METRICS_PORT}"));
@@ -503,16 +534,19 @@ pub fn claim(cluster: &ValidatedCluster, record: &str, record_uid: &str) -> Pers
 }
 
 /// The shared objects, stamped with what they were rendered from.
-pub fn services(identity: &Identity, hash: &str) -> [Service; 3] {
+pub fn services(identity: &Identity, hash: &str, defaults: Defaults) -> [Service; 3] {
     let stamped = |name: String| {
         let stamp = BTreeMap::from([(names::ANNOTATION_OBJECTS_HASH.to_owned(), hash.to_owned())]);
         ObjectMeta { annotations: Some(stamp), ..meta(identity, name) }
     };
+    let mut peer = stamped(names::peer_service(&identity.name));
+    let founded = defaults.number().map(|number| (names::ANNOTATION_DEFAULTS.to_owned(), number.to_owned()));
+    peer.annotations.get_or_insert_default().extend(founded);
     let port = service_port;
     let service = |metadata, spec| Service { metadata, spec: Some(spec), ..Service::default() };
     [
         service(
-            stamped(names::peer_service(&identity.name)),
+            peer,
             ServiceSpec {
                 cluster_ip: Some("None".to_owned()),
                 // Members find each other before they are ready, or they would never be.
@@ -546,14 +580,7 @@ pub fn services(identity: &Identity, hash: &str) -> [Service; 3] {
 pub fn member_service(identity: &Identity, record: &str, record_uid: &str) -> Service {
     let mut metadata = meta(identity, record.to_owned());
     metadata.labels = Some(member_labels(identity, record, false));
-    metadata.owner_references = Some(vec![OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "StatefulSet".to_owned(),
-        name: record.to_owned(),
-        uid: record_uid.to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(false),
-    }]);
+    metadata.owner_references = Some(vec![record_owner(record, record_uid)]);
     let mut selector = pod_selector(identity);
     selector.insert(names::LABEL_MEMBER.to_owned(), record.to_owned());
     Service {

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{self as core, Node, PersistentVolumeClaim, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -15,13 +16,14 @@ use kube::api::ListParams;
 use kube::{Api, Client, Resource};
 use quorate_api::{ConsistentCluster, FailureDomainKey, TlsMode, names, units};
 use quorate_plan::{
-    ClusterId, ConfigAt, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence, Readiness,
-    RetireReason, Retirement, Running, StartAs, Termination, Volume,
+    ClusterId, ConfigAt, Defaults, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence,
+    Readiness, RetireReason, Retirement, Running, Spoken, StartAs, Termination, Volume,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::objects::{ADMIN_PORT, read_tls_modes};
+use super::network;
+use super::objects::{self, ADMIN_PORT};
 use super::request::timed;
 use crate::world::Seen;
 
@@ -40,14 +42,16 @@ pub struct RetirementMark {
 #[derive(Debug, Default)]
 pub struct Zones(Mutex<HashMap<String, Option<String>>>);
 
-pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
+/// `home` is the namespace the operator runs in; who does not know it takes what the NetworkPolicy says.
+pub async fn observe(client: &Client, zones: &Zones, intent: &Intent, home: Option<&str>) -> Seen {
     let identity = intent.identity();
     let mut seen = Seen::default();
-    let budget_name = names::budget(&identity.name);
-    let (clusters, services, budget, sets, pods, claims) = tokio::join!(
+    let (budget_name, policy_name) = (names::budget(&identity.name), names::network_policy(&identity.name));
+    let (clusters, services, budget, policy, sets, pods, claims) = tokio::join!(
         own_object::<ConsistentCluster>(client, identity, &identity.name),
         list::<Service>(client, identity),
         own_object::<PodDisruptionBudget>(client, identity, &budget_name),
+        own_object::<NetworkPolicy>(client, identity, &policy_name),
         list::<StatefulSet>(client, identity),
         list::<core::Pod>(client, identity),
         list::<PersistentVolumeClaim>(client, identity),
@@ -64,20 +68,24 @@ pub async fn observe(client: &Client, zones: &Zones, intent: &Intent) -> Seen {
     let claims = claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e));
     let services = services.unwrap_or_else(|e| unreadable(unread, "Services", &e));
     let budget = budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e));
+    let policy = policy.unwrap_or_else(|e| unreadable(unread, "the NetworkPolicy", &e));
     let zones = zones.of(client, &pods).await;
     for set in sets.iter().filter(|s| is_of_incarnation(&s.metadata, identity)) {
         let uid = set.metadata.uid.as_deref().unwrap_or_default();
         let pod = pods.iter().find(|p| is_controlled_by(&p.metadata, uid));
         let record = member_record(set, pod.map(|p| observed_pod(p, &zones)));
         if let Some(ip) = pod.and_then(pod_ip) {
-            let spoken = pod.and_then(|p| annotation(&p.metadata, names::ANNOTATION_TLS));
-            let (clients, peers) = read_tls_modes(spoken);
-            let scheme = if clients.max(peers) == TlsMode::Disabled { "http" } else { "https" };
+            let spoken = record.pod.as_ref().map_or(TlsMode::Disabled, |p| p.speaks.admin());
+            let scheme = if spoken == TlsMode::Disabled { "http" } else { "https" };
             seen.admin_urls.insert(record.name.clone(), format!("{scheme}://{}:{ADMIN_PORT}", bracketed(ip)));
         }
         seen.observation.records.push(record);
     }
-    shared_objects(&services, budget, identity, &mut seen);
+    shared_objects(&services, budget, policy.as_ref(), identity, &mut seen);
+    let objects = &mut seen.observation.objects;
+    objects.home = home.map(str::to_owned).or_else(|| network::home(policy.as_ref()?)).unwrap_or_default();
+    objects.policy_hash =
+        policy.and_then(|p| annotation(&p.metadata, names::ANNOTATION_OBJECTS_HASH).map(str::to_owned));
     seen.observation.volumes =
         claims.iter().filter(|c| is_of_incarnation(&c.metadata, identity)).filter_map(volume).collect();
     seen
@@ -112,8 +120,15 @@ where
     }))
 }
 
-/// Reads the Services and the budget. What is missing or made by somebody else is not there, and is applied again.
-fn shared_objects(services: &[Service], budget: Option<PodDisruptionBudget>, identity: &Identity, seen: &mut Seen) {
+/// Reads the Services, the budget and what the cluster was founded under. What is missing or made by somebody else is not there,
+/// and is applied again.
+fn shared_objects(
+    services: &[Service],
+    budget: Option<PodDisruptionBudget>,
+    policy: Option<&NetworkPolicy>,
+    identity: &Identity,
+    seen: &mut Seen,
+) {
     let own = |name: &str, owner: &str| {
         services.iter().find(|s| s.metadata.name.as_deref() == Some(name) && is_controlled_by(&s.metadata, owner))
     };
@@ -129,7 +144,11 @@ fn shared_objects(services: &[Service], budget: Option<PodDisruptionBudget>, ide
     let complete = staying().all(|record| own(&record.name, &record.uid).is_some());
     let hash = stamps[0].filter(|first| complete && stamps.iter().all(|s| *s == Some(first))).map(str::to_owned);
     let objects = &mut seen.observation.objects;
-    objects.applied_hash = hash;
+    let founded = |meta: &ObjectMeta| Defaults::parse(annotation(meta, names::ANNOTATION_DEFAULTS));
+    let (said, by_policy) = (peer.map(|s| founded(&s.metadata)), policy.map(|p| founded(&p.metadata)));
+    // Should somebody delete the Service that says it, or its mark, the policy still knows: nobody loses TLS by that.
+    objects.defaults = said.max(by_policy);
+    objects.applied_hash = hash.filter(|_| said == objects.defaults);
     let mark = peer.and_then(|s| annotation(&s.metadata, names::ANNOTATION_BOOTSTRAPPED));
     objects.bootstrapped = mark.and_then(|text| u64::from_str_radix(text, 16).ok()).map(ClusterId);
     objects.budget_min_available = budget.and_then(|b| match b.spec?.min_available? {
@@ -164,6 +183,7 @@ pub fn member_record(set: &StatefulSet, pod: Option<Pod>) -> MemberRecord {
     let meta = &set.metadata;
     let text = |key| annotation(meta, key);
     let replicas = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    let template = set.spec.as_ref().map(|s| &s.template);
     MemberRecord {
         name: meta.name.clone().unwrap_or_default(),
         uid: meta.uid.clone().unwrap_or_default(),
@@ -179,6 +199,7 @@ pub fn member_record(set: &StatefulSet, pod: Option<Pod>) -> MemberRecord {
         retirement: text(names::ANNOTATION_RETIRING).and_then(retirement),
         deletion: deletion(meta),
         created_ms: millis(meta.creation_timestamp.as_ref()),
+        speaks: template.and_then(|t| t.metadata.as_ref()).map_or_else(Spoken::default, spoken),
         pod,
     }
 }
@@ -220,7 +241,12 @@ fn observed_pod(pod: &core::Pod, zones: &BTreeMap<String, String>) -> Pod {
         zone: node.as_ref().and_then(|n| zones.get(n).cloned()),
         node,
         created_ms: millis(meta.creation_timestamp.as_ref()),
+        speaks: spoken(meta),
     }
+}
+
+fn spoken(meta: &ObjectMeta) -> Spoken {
+    objects::read_spoken(annotation(meta, names::ANNOTATION_TLS))
 }
 
 fn is_ready(pod: &core::Pod) -> bool {
@@ -291,5 +317,53 @@ impl Zones {
         };
         self.0.lock().expect("no panic happens while zones are looked up").insert(node.to_owned(), zone.clone());
         zone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read of the Services and the NetworkPolicy that were rendered under these defaults.
+    fn read(services: Option<Defaults>, policy: Option<Defaults>) -> (Option<Defaults>, Option<String>) {
+        let identity = Identity {
+            name: "orders".to_owned(),
+            namespace: "shop".to_owned(),
+            uid: "2f1c".to_owned(),
+            generation: 1,
+            incarnation: 1,
+        };
+        let services = services.map(|of| objects::services(&identity, "h", of).to_vec()).unwrap_or_default();
+        let policy = policy.map(|of| NetworkPolicy {
+            metadata: ObjectMeta {
+                annotations: of.number().map(|n| [(names::ANNOTATION_DEFAULTS.to_owned(), n.to_owned())].into()),
+                ..objects::owned_meta(&identity, "orders".to_owned())
+            },
+            spec: None,
+        });
+        let mut seen = Seen::default();
+        shared_objects(&services, None, policy.as_ref(), &identity, &mut seen);
+        (seen.observation.objects.defaults, seen.observation.objects.applied_hash)
+    }
+
+    #[test]
+    fn what_a_cluster_was_founded_under_is_read_and_not_lost_with_one_mark() {
+        use Defaults::{Open, Secured};
+        let (there, again) = (Some("h".to_owned()), None);
+        for (services, policy, founded, applied) in [
+            (None, None, None, &again),
+            // Of an operator that knew no marks: nothing is written, nobody is changed.
+            (Some(Open), None, Some(Open), &there),
+            // The same, and its spec asks for a policy.
+            (Some(Open), Some(Open), Some(Open), &there),
+            (Some(Secured), Some(Secured), Some(Secured), &there),
+            (Some(Secured), None, Some(Secured), &there),
+            // The Services, or the mark on one of them, were taken away by hand.
+            (None, Some(Secured), Some(Secured), &again),
+            (Some(Open), Some(Secured), Some(Secured), &again),
+        ] {
+            let found = read(services, policy);
+            assert_eq!((found.0, &found.1), (founded, applied), "{services:?} {policy:?}");
+        }
     }
 }

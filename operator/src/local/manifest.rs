@@ -57,8 +57,10 @@ fn intent_of(mut cluster: ConsistentCluster, identity: &Identity) -> Intent {
         return Intent::Refused(RefusedSpec { identity: identity.clone(), problems: vec![problem] });
     }
     let planes = [("client", &cluster.spec.tls.client), ("peer", &cluster.spec.tls.peer)];
-    if let Some((plane, _)) = planes.into_iter().find(|(_, plane)| plane.mode != TlsMode::Disabled) {
-        let problem = format!("spec.tls.{plane}.mode: local mode speaks plain text only; set it to Disabled");
+    let is_asked = |mode: Option<TlsMode>| mode.is_some_and(|mode| mode != TlsMode::Disabled);
+    if let Some((plane, _)) = planes.into_iter().find(|(_, plane)| is_asked(plane.mode)) {
+        let problem =
+            format!("spec.tls.{plane}.mode: local mode speaks plain text only; set it to Disabled, or leave it out");
         return Intent::Refused(RefusedSpec { identity: identity.clone(), problems: vec![problem] });
     }
     cluster.metadata.uid = Some(identity.uid.clone());

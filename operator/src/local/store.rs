@@ -34,6 +34,8 @@ pub(super) struct ClusterFile {
     pub manifest: String,
     pub has_finalizer: bool,
     pub objects_hash: Option<String>,
+    #[serde(default)]
+    pub policy_hash: Option<String>,
     pub budget_min_available: Option<u32>,
     /// The cluster's id, once it durably exists.
     pub bootstrapped: Option<u64>,

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::Result;
 use quorate_api::names;
 use quorate_plan::{
-    ClusterId, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence, Readiness, RecordFor,
-    RecordRef, Role, SharedObjects, Step, Termination, ValidatedCluster, Volume, VolumeRef,
+    ClusterId, Defaults, Deletion, Identity, Intent, MemberId, MemberRecord, Pod, PodPhase, Presence, Readiness,
+    RecordFor, RecordRef, Role, SharedObjects, Spoken, Step, Termination, ValidatedCluster, Volume, VolumeRef,
 };
 
 use super::manifest::INCARNATION;
@@ -68,6 +68,7 @@ impl LocalWorld {
                 manifest: String::new(),
                 has_finalizer: false,
                 objects_hash: None,
+                policy_hash: None,
                 budget_min_available: None,
                 bootstrapped: None,
             })
@@ -149,8 +150,13 @@ impl Observer for LocalWorld {
 }
 
 fn shared_objects(cluster: Option<&ClusterFile>) -> SharedObjects {
-    let Some(cluster) = cluster else { return SharedObjects::default() };
+    // Members listen on this machine alone: nothing that the manifest does not ask for.
+    let defaults = Some(Defaults::Open);
+    let Some(cluster) = cluster else { return SharedObjects { defaults, ..SharedObjects::default() } };
     SharedObjects {
+        defaults,
+        policy_hash: cluster.policy_hash.clone(),
+        home: String::new(),
         applied_hash: cluster.objects_hash.clone(),
         bootstrapped: cluster.bootstrapped.map(ClusterId),
         budget_min_available: cluster.budget_min_available,
@@ -184,6 +190,7 @@ fn member_record(file: &RecordFile, supervisor: &Supervisor) -> MemberRecord {
         retirement: file.retirement(),
         deletion: Deletion::No,
         created_ms: file.created_ms,
+        speaks: Spoken::default(),
         pod: pod(&file.name, supervisor),
     }
 }
@@ -204,6 +211,7 @@ fn pod(record: &str, supervisor: &Supervisor) -> Option<Pod> {
         node: None,
         zone: None,
         created_ms: process.created_ms,
+        speaks: Spoken::default(),
     })
 }
 
@@ -232,7 +240,10 @@ impl Inner {
     fn act(&mut self, intent: &Intent, step: &Step) -> Result<(), ActError> {
         match step {
             Step::AddFinalizer => self.edit_cluster(|c| c.has_finalizer = true),
-            Step::ApplyObjects { hash } => self.edit_cluster(|c| c.objects_hash = Some(hash.clone())),
+            Step::ApplyObjects { hash, policy } => self.edit_cluster(|c| {
+                c.objects_hash = Some(hash.clone());
+                c.policy_hash.clone_from(policy);
+            }),
             Step::SetBudget { min_available } => self.edit_cluster(|c| c.budget_min_available = *min_available),
             Step::RecordBootstrap { cluster_id } => self.edit_cluster(|c| c.bootstrapped = Some(cluster_id.0)),
             Step::Finish => self.edit_cluster(|c| c.has_finalizer = false),

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_api::{ConsistentCluster, ConsistentClusterSpec, names, units};
 use quorate_plan::{
-    ClusterId, ConfigAt, ConfigMember, Deletion, Intent, MemberId, MemberRecord, MemberWord, Observation, Pod,
-    PodPhase, Presence, Probe, Progress, Readiness, RecordFor, RecordRef, Retirement, Role, Running, SharedObjects,
-    StartAs, Step, Termination, Volume, VolumeRef,
+    ClusterId, ConfigAt, ConfigMember, Defaults, Deletion, Intent, MemberId, MemberRecord, MemberWord, Observation,
+    Pod, PodPhase, Presence, Probe, Progress, Readiness, RecordFor, RecordRef, Retirement, Role, Running,
+    SharedObjects, Spoken, StartAs, Step, Termination, Volume, VolumeRef,
 };
 use quorate_raft::io::Change;
 use quorate_raft::types::{self as core, Time};
@@ -107,7 +107,7 @@ impl Cluster {
             spec,
             generation: 1,
             asked: BTreeMap::new(),
-            objects: SharedObjects::default(),
+            objects: SharedObjects { defaults: Some(Defaults::Open), ..SharedObjects::default() },
             records: BTreeMap::new(),
             volumes: BTreeMap::new(),
             unreachable: BTreeSet::new(),
@@ -187,6 +187,7 @@ impl Cluster {
                     node: None,
                     zone: None,
                     created_ms: now_ms,
+                    speaks: Spoken::default(),
                 });
                 self.starts.insert(name.to_owned(), now + wait_us);
             }
@@ -388,7 +389,10 @@ impl Cluster {
     fn write(&mut self, step: &Step) -> Result<(), Refused> {
         match step {
             Step::AddFinalizer => self.objects.finalizer = Presence::Present,
-            Step::ApplyObjects { hash } => self.objects.applied_hash = Some(hash.clone()),
+            Step::ApplyObjects { hash, policy } => {
+                self.objects.applied_hash = Some(hash.clone());
+                self.objects.policy_hash.clone_from(policy);
+            }
             Step::SetBudget { min_available } => self.objects.budget_min_available = *min_available,
             Step::RecordBootstrap { cluster_id } => self.objects.bootstrapped = Some(*cluster_id),
             Step::Activate { .. } => self.activated = true,
@@ -498,6 +502,7 @@ impl Cluster {
             retirement: None,
             deletion: Deletion::No,
             created_ms: self.now_ms(),
+            speaks: Spoken::default(),
             pod: None,
         };
         self.records.insert(name.to_owned(), record);

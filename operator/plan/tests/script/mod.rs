@@ -11,9 +11,9 @@ use std::path::Path;
 
 use quorate_api::{ConsistentCluster, ConsistentClusterSpec, names};
 use quorate_plan::{
-    Blocked, ClusterId, ConfigAt, ConfigMember, Decision, Deletion, Intent, MemberId, MemberRecord, MemberWord,
-    Observation, Pod, PodPhase, Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role, Running, StartAs,
-    StatusInput, Step, Termination, Volume, Waiting, budget_floor, plan, status,
+    Blocked, ClusterId, ConfigAt, ConfigMember, Decision, Defaults, Deletion, Intent, MemberId, MemberRecord,
+    MemberWord, Observation, Pod, PodPhase, Presence, Probe, Progress, Readiness, RetireReason, Retirement, Role,
+    Running, Spoken, StartAs, StatusInput, Step, Termination, Volume, Waiting, budget_floor, plan, status,
 };
 
 const NOW_MS: u64 = 1_760_000_000_000;
@@ -104,6 +104,7 @@ impl Stage {
             asked: std::collections::BTreeMap::new(),
         };
         stage.observed.objects.finalizer = Presence::Present;
+        stage.observed.objects.defaults = Some(Defaults::Open);
         stage
     }
 
@@ -248,6 +249,7 @@ impl Stage {
             node: None,
             zone: None,
             created_ms: NOW_MS - 60_000,
+            speaks: Spoken::default(),
         });
     }
 
@@ -264,6 +266,7 @@ impl Stage {
             retirement: None,
             deletion: Deletion::No,
             created_ms: NOW_MS - 100_000 + older * 1_000,
+            speaks: Spoken::default(),
             pod: None,
         });
     }

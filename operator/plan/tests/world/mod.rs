@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use quorate_api::{ConsistentCluster, ConsistentClusterSpec};
 use quorate_plan::view::LAG_ENTRIES_MAX;
 use quorate_plan::{
-    ClusterId, ConfigAt, ConfigMember, Deletion, Eviction, Intent, MemberId, MemberRecord, MemberWord, Observation,
-    Pod, PodPhase, Presence, Probe, Progress, Readiness, RecordFor, RecordRef, RetireReason, Retirement, Role, Running,
-    SharedObjects, StartAs, Step, Termination, ValidatedCluster, Volume, VolumeRef,
+    ClusterId, ConfigAt, ConfigMember, Defaults, Deletion, Eviction, Intent, MemberId, MemberRecord, MemberWord,
+    Observation, Pod, PodPhase, Presence, Probe, Progress, Readiness, RecordFor, RecordRef, RetireReason, Retirement,
+    Role, Running, SharedObjects, Spoken, StartAs, Step, Termination, ValidatedCluster, Volume, VolumeRef,
 };
 
 pub const TICK_MS: u64 = 1_000;
@@ -106,7 +106,7 @@ impl World {
             was_zero: false,
             now_ms: START_MS,
             deletion_since_ms: None,
-            objects: SharedObjects::default(),
+            objects: SharedObjects { defaults: Some(Defaults::Open), ..SharedObjects::default() },
             finished: false,
             records: BTreeMap::new(),
             disks: BTreeMap::new(),
@@ -271,6 +271,7 @@ impl World {
                         node: None,
                         zone,
                         created_ms: now_ms,
+                        speaks: Spoken::default(),
                     });
                 }
                 None => {}
@@ -547,7 +548,10 @@ impl World {
         self.check_approval(step);
         match step {
             Step::AddFinalizer => self.objects.finalizer = Presence::Present,
-            Step::ApplyObjects { hash } => self.objects.applied_hash = Some(hash.clone()),
+            Step::ApplyObjects { hash, policy } => {
+                self.objects.applied_hash = Some(hash.clone());
+                self.objects.policy_hash.clone_from(policy);
+            }
             Step::SetBudget { min_available } => self.objects.budget_min_available = *min_available,
             Step::RecordBootstrap { cluster_id } => self.objects.bootstrapped = Some(*cluster_id),
             Step::CreateMember { name, template_hash, purpose } => self.create_record(name, template_hash, *purpose)?,
@@ -697,6 +701,7 @@ impl World {
                 retirement: None,
                 deletion: Deletion::No,
                 created_ms: self.now_ms,
+                speaks: Spoken::default(),
                 pod: None,
             },
         );
