@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::poll;
 use crate::scenario::Report;
-use crate::writer::{Writer, WriterArgs};
+use crate::writer::{TlsArgs, Writer, WriterArgs};
 
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -276,7 +276,9 @@ impl Local {
             seconds_max: 1800,
             workers: 4,
             pause_ms: 0,
+            reconnect_every: 0,
             prefix: "writer/".to_owned(),
+            tls: TlsArgs::default(),
         })
     }
 

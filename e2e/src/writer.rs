@@ -15,7 +15,7 @@ use quorate_audit::Kv;
 use quorate_audit::acks::{Ack, check_written_once};
 use quorate_proto::etcdserverpb::kv_client::KvClient;
 use quorate_proto::etcdserverpb::{PutRequest, RangeRequest};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::acks::{self, AckFile};
 
@@ -46,9 +46,14 @@ pub struct WriterArgs {
     /// Pause of each worker after an acknowledged write, in milliseconds
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
+    /// Each worker connects anew after this many writes; 0: only when it must
+    #[arg(long, default_value_t = 0)]
+    pub reconnect_every: u64,
     /// Keys start with this
     #[arg(long, default_value = "writer/")]
     pub prefix: String,
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// What a finished writer found.
@@ -56,6 +61,8 @@ pub struct WriterArgs {
 pub struct Summary {
     pub acknowledged: u64,
     pub unknown: u64,
+    /// Connections that could not be made.
+    pub unconnected: u64,
     /// The longest time between two acknowledgements of any worker.
     pub gap_ms: u64,
     pub lost: Vec<String>,
@@ -63,7 +70,10 @@ pub struct Summary {
 
 impl Summary {
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({"acknowledged": self.acknowledged, "unknown": self.unknown, "gapMs": self.gap_ms, "lost": self.lost})
+        serde_json::json!({
+            "acknowledged": self.acknowledged, "unknown": self.unknown, "unconnected": self.unconnected,
+            "gapMs": self.gap_ms, "lost": self.lost,
+        })
     }
     pub fn from_json(value: &serde_json::Value) -> Result<Summary> {
         let number = |name: &str| value[name].as_u64().with_context(|| format!("summary has no {name}: {value}"));
@@ -71,6 +81,7 @@ impl Summary {
         Ok(Summary {
             acknowledged: number("acknowledged")?,
             unknown: number("unknown")?,
+            unconnected: number("unconnected")?,
             gap_ms: number("gapMs")?,
             lost: lost.iter().map(|l| l.as_str().unwrap_or_default().to_owned()).collect(),
         })
@@ -102,7 +113,7 @@ pub async fn run(args: WriterArgs) -> Result<()> {
             told = Instant::now();
             let gap_ms = writer.take_gap_ms();
             worst_ms = worst_ms.max(gap_ms);
-            println!("{}", serde_json::json!({"progress": writer.acknowledged(), "gapMs": gap_ms}));
+            println!("{}", writer.progress_line(gap_ms));
         }
     }
     let mut summary = writer.stop_and_check().await?;
@@ -117,6 +128,7 @@ struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
     unknown: AtomicU64,
+    unconnected: AtomicU64,
     /// Microseconds since `origin` of the last acknowledgement.
     last_ack_us: AtomicU64,
     gap_us: AtomicU64,
@@ -150,6 +162,14 @@ impl Writer {
         self.shared.acknowledged.load(Ordering::SeqCst)
     }
 
+    fn progress_line(&self, gap_ms: u64) -> serde_json::Value {
+        let of = |count: &AtomicU64| count.load(Ordering::SeqCst);
+        let (unknown, unconnected) = (of(&self.shared.unknown), of(&self.shared.unconnected));
+        serde_json::json!({
+            "progress": self.acknowledged(), "gapMs": gap_ms, "unknown": unknown, "unconnected": unconnected,
+        })
+    }
+
     /// Worst gap since the last call, in milliseconds.
     pub fn take_gap_ms(&self) -> u64 {
         self.shared.gap_us.swap(0, Ordering::SeqCst) / 1000
@@ -170,10 +190,11 @@ impl Writer {
         for worker in self.workers {
             worker.await.context("a writer's worker panicked")??;
         }
-        let lost = check(&self.args.endpoints, &self.args.dir, &self.args.prefix).await?;
+        let lost = check(&self.args.endpoints, &self.args.dir, &self.args.prefix, &self.args.tls).await?;
         Ok(Summary {
             acknowledged: self.shared.acknowledged.load(Ordering::SeqCst),
             unknown: self.shared.unknown.load(Ordering::SeqCst),
+            unconnected: self.shared.unconnected.load(Ordering::SeqCst),
             gap_ms: self.shared.gap_us.load(Ordering::SeqCst) / 1000,
             lost,
         })
@@ -194,9 +215,10 @@ async fn work(
     while !shared.stop.load(Ordering::SeqCst) {
         if client.is_none() {
             endpoint += 1;
-            client = connect(&args.endpoints[endpoint % args.endpoints.len()]).await.ok();
+            client = args.tls.connect(&args.endpoints[endpoint % args.endpoints.len()]).await.ok();
         }
         let Some(kv) = &mut client else {
+            shared.unconnected.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(RETRY_PAUSE).await;
             continue;
         };
@@ -206,6 +228,9 @@ async fn work(
             Ok(revision) => {
                 record.record(&Ack { key, value, revision })?;
                 acknowledge(&shared, origin);
+                if args.reconnect_every > 0 && count.is_multiple_of(args.reconnect_every) {
+                    client = None;
+                }
                 if args.pause_ms > 0 {
                     tokio::time::sleep(Duration::from_millis(args.pause_ms)).await;
                 }
@@ -230,13 +255,41 @@ fn acknowledge(shared: &Shared, origin: Instant) {
 }
 
 pub async fn connect(endpoint: &str) -> Result<KvClient<Channel>> {
-    let channel = Endpoint::from_shared(endpoint.to_owned())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(PUT_TIMEOUT)
-        .tcp_nodelay(true)
-        .connect()
-        .await?;
-    Ok(KvClient::new(channel))
+    TlsArgs::default().connect(endpoint).await
+}
+
+/// What to show at https endpoints, and whom to trust there; flags and variables as etcdctl has them.
+#[derive(Args, Debug, Clone, Default)]
+pub struct TlsArgs {
+    #[arg(long, env = "ETCDCTL_CACERT")]
+    cacert: Option<PathBuf>,
+    #[arg(long, env = "ETCDCTL_CERT")]
+    cert: Option<PathBuf>,
+    #[arg(long, env = "ETCDCTL_KEY")]
+    key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// Connects with what the files hold now.
+    pub async fn connect(&self, endpoint: &str) -> Result<KvClient<Channel>> {
+        let mut to = Endpoint::from_shared(endpoint.to_owned())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(PUT_TIMEOUT)
+            .tcp_nodelay(true);
+        if endpoint.starts_with("https://") {
+            to = to.tls_config(self.config()?)?;
+        }
+        Ok(KvClient::new(to.connect().await?))
+    }
+
+    fn config(&self) -> Result<ClientTlsConfig> {
+        let read = |path: &Option<PathBuf>, flag: &str| {
+            let path = path.as_ref().with_context(|| format!("an https endpoint needs {flag}"))?;
+            std::fs::read(path).with_context(|| format!("{flag} {}: cannot be read", path.display()))
+        };
+        let own = Identity::from_pem(read(&self.cert, "--cert")?, read(&self.key, "--key")?);
+        Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&self.cacert, "--cacert")?)).identity(own))
+    }
 }
 
 async fn put(kv: &mut KvClient<Channel>, key: &str, value: &str) -> Result<i64> {
@@ -257,11 +310,13 @@ pub struct CheckArgs {
     /// Keys start with this
     #[arg(long, default_value = "writer/")]
     pub prefix: String,
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// Compares what a running writer recorded so far with what the cluster holds.
 pub async fn check_now(args: CheckArgs) -> Result<()> {
-    let lost = check(&args.endpoints, &args.dir, &args.prefix).await?;
+    let lost = check(&args.endpoints, &args.dir, &args.prefix, &args.tls).await?;
     match lost.first() {
         None => Ok(()),
         Some(first) => bail!("{} acknowledged write(s) lost, first: {first}", lost.len()),
@@ -269,7 +324,7 @@ pub async fn check_now(args: CheckArgs) -> Result<()> {
 }
 
 /// Reads everything below `prefix` and compares with every record in `dir`.
-pub async fn check(endpoints: &[String], dir: &Path, prefix: &str) -> Result<Vec<String>> {
+pub async fn check(endpoints: &[String], dir: &Path, prefix: &str, tls: &TlsArgs) -> Result<Vec<String>> {
     let mut acked = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -281,7 +336,11 @@ pub async fn check(endpoints: &[String], dir: &Path, prefix: &str) -> Result<Vec
     let found = crate::poll::until("everything to be read back", limit, Duration::from_millis(200), async || {
         let mut last = anyhow::anyhow!("no endpoint given");
         for endpoint in endpoints {
-            match read_all(endpoint, prefix, None).await {
+            let listed = match tls.connect(endpoint).await {
+                Ok(kv) => pages(kv, prefix, None).await,
+                Err(error) => Err(error),
+            };
+            match listed {
                 Ok((_, found)) => return Ok(found),
                 Err(error) => last = error,
             }
@@ -296,8 +355,12 @@ pub async fn check(endpoints: &[String], dir: &Path, prefix: &str) -> Result<Vec
 /// A listing in pages, all at one revision, which comes with it. Linearizable; or with `own_word` what this one member
 /// holds at that revision (0: at its newest).
 pub async fn read_all(endpoint: &str, prefix: &str, own_word: Option<i64>) -> Result<(i64, Vec<Kv>)> {
+    pages(connect(endpoint).await?, prefix, own_word).await
+}
+
+async fn pages(kv: KvClient<Channel>, prefix: &str, own_word: Option<i64>) -> Result<(i64, Vec<Kv>)> {
     // Values of a quarter of a MiB are written where disks are filled.
-    let mut kv = connect(endpoint).await?.max_decoding_message_size(1 << 30);
+    let mut kv = kv.max_decoding_message_size(1 << 30);
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().context("the prefix is empty")? += 1;
     let (mut start, mut revision, mut found) = (prefix.as_bytes().to_vec(), own_word.unwrap_or(0), Vec::new());

@@ -188,7 +188,8 @@ fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
     let target = Target::bring_up(programs, &tools, args.current_context)?;
     let audit_from = target.audit_log_bytes();
     // Installed, then upgraded, as a person's second install would be.
-    let installed = target.install_chart().and_then(|()| target.install_chart());
+    let install = || target.install_chart(&["certManager=true"]);
+    let installed = install().and_then(|()| install());
     let result = installed.and_then(|()| target.run_suite(programs, args, audit_from));
     if !args.keep && !args.current_context {
         kind::down()?;
@@ -227,7 +228,8 @@ impl Target {
         Ok(Target { kubeconfig: cluster.kubeconfig.clone(), kubectl, helm, kind: Some(cluster) })
     }
 
-    pub fn install_chart(&self) -> Result<()> {
+    /// With these values besides the image.
+    pub fn install_chart(&self, values: &[&str]) -> Result<()> {
         eprintln!("[helm] installing charts/quorate …");
         let (repository, tag) = IMAGE.split_once(':').expect("the image constant has a tag");
         let mut command = Command::new(&self.helm);
@@ -242,6 +244,7 @@ impl Target {
             "--create-namespace",
         ]);
         command.args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")]);
+        command.args(values.iter().flat_map(|value| ["--set", *value]));
         command.args(["--wait", "--timeout", "180s"]);
         cmd::run(&mut command)
     }

@@ -53,7 +53,7 @@ fn kubernetes(args: &UpArgs) -> Result<()> {
         kind::down()?;
     }
     let target = suite::Target::bring_up(&programs, &[tools::etcdctl()?], args.current_context)?;
-    target.install_chart()?;
+    target.install_chart(&[])?;
     target.kubectl(&["apply", "-f", &cmd::root().join(&args.file).display().to_string()])?;
     eprintln!("[up] waiting for the cluster to be Ready …");
     target.kubectl(&["wait", "--for=condition=Ready", "cc/orders", "--timeout=300s"])?;

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use super::KubernetesArgs;
 use super::api::Api;
 use crate::poll;
+use crate::writer::Summary;
 
 pub const LIMIT: Duration = Duration::from_secs(150);
 pub const POLL: Duration = Duration::from_millis(500);
@@ -99,7 +100,7 @@ impl Cluster {
     }
 
     pub async fn etcdctl(&self, args: &[&str]) -> Result<String> {
-        let mut command = vec!["/etcdctl", "--endpoints=http://orders:2379"];
+        let mut command = vec!["/etcdctl", "--endpoints=https://orders:2379"];
         command.extend(args);
         self.exec(&command).await
     }
@@ -178,30 +179,61 @@ impl Cluster {
 
     /// Starts the writer on a node that no scenario touches.
     pub async fn start_writer(&self) -> Result<()> {
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": WRITER, "labels": {"app": WRITER}},
+        let secret = format!("{NAME}-client-tls");
+        let pause = format!("--pause-ms={WRITER_PAUSE_MS}");
+        self.writer_pod(WRITER, "https://orders:2379", Some(&secret), &[&pause, "--seconds-max=14400"]).await
+    }
+
+    /// A pod that writes, with etcdctl beside it. Both show the certificate of `secret`, as the environment tells them.
+    pub async fn writer_pod(&self, name: &str, endpoint: &str, secret: Option<&str>, more: &[&str]) -> Result<()> {
+        let mut command = vec!["/quorate-e2e", "writer", "--dir=/data/acks", "--stop-file=/data/stop"];
+        let endpoints = format!("--endpoints={endpoint}");
+        command.push(&endpoints);
+        command.extend(more);
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
             "spec": {
                 "restartPolicy": "Never",
                 "nodeName": self.quiet_node().await?,
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "fsGroup": 65532},
                 "containers": [{
-                    "name": "writer", "image": self.args.image, "imagePullPolicy": "IfNotPresent",
-                    "command": [
-                        "/quorate-e2e", "writer", "--endpoints=http://orders:2379", "--dir=/data/acks",
-                        "--stop-file=/data/stop", format!("--pause-ms={WRITER_PAUSE_MS}"), "--seconds-max=14400",
-                    ],
+                    "name": "writer", "image": self.args.image, "imagePullPolicy": "IfNotPresent", "command": command,
                     "volumeMounts": [{"name": "data", "mountPath": "/data"}],
                 }],
                 "volumes": [{"name": "data", "emptyDir": {}}],
             },
         });
+        if let Some(secret) = secret {
+            let file = |name: &str, file: &str| json!({"name": name, "value": format!("/tls/{file}")});
+            let spec = &mut pod["spec"];
+            spec["containers"][0]["env"] = json!([
+                file("ETCDCTL_CACERT", "ca.crt"),
+                file("ETCDCTL_CERT", "tls.crt"),
+                file("ETCDCTL_KEY", "tls.key")
+            ]);
+            let add = |list: &mut Value, item: Value| list.as_array_mut().expect("it is a list").push(item);
+            let mount = json!({"name": "tls", "mountPath": "/tls", "readOnly": true});
+            add(&mut spec["containers"][0]["volumeMounts"], mount);
+            add(&mut spec["volumes"], json!({"name": "tls", "secret": {"secretName": secret}}));
+        }
         self.apply(&pod).await?;
-        self.mine(&["wait", "--for=condition=Ready", &format!("pod/{WRITER}"), "--timeout=120s"]).await.map(drop)
+        self.mine(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]).await.map(drop)
+    }
+
+    /// Tells a writer to stop and returns what it says it found.
+    pub async fn stop_writer(&self, name: &str) -> Result<Summary> {
+        self.mine(&["exec", name, "--", "/quorate-e2e", "stop-writer", "/data/stop"]).await?;
+        let line = poll::until("the writer to sum up", LIMIT, POLL, async || {
+            let logs = self.mine(&["logs", name, "--tail=5"]).await?;
+            logs.lines().rev().find(|l| l.contains("\"acknowledged\"")).map(str::to_owned).context("no summary yet")
+        })
+        .await?;
+        Summary::from_json(&serde_json::from_str(&line)?)
     }
 
     /// Fails when anything the writer was promised is not there.
     pub async fn nothing_lost(&self) -> Result<()> {
-        self.exec(&["/quorate-e2e", "check", "--endpoints=http://orders:2379", "--dir=/data/acks"]).await.map(drop)
+        self.exec(&["/quorate-e2e", "check", "--endpoints=https://orders:2379", "--dir=/data/acks"]).await.map(drop)
     }
 
     /// Names of the nodes, the one no scenario touches last: the control plane's, or else the last by name.

@@ -1,11 +1,10 @@
 //! The main job, and what begins and ends every run.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::kubernetes::cluster::{Cluster, LIMIT, NAME, POLL, WRITER};
 use crate::poll;
-use crate::writer::Summary;
 
 pub async fn apply(cluster: &Cluster) -> Result<String> {
     let manifest = cluster.args.manifest.display().to_string();
@@ -18,7 +17,7 @@ pub async fn etcdctl(cluster: &Cluster) -> Result<String> {
     cluster.start_writer().await?;
     let put = cluster.etcdctl(&["put", "from", "a pod"]).await?;
     ensure!(put.contains("OK"), "etcdctl put through the client Service: {put:?}");
-    let get = cluster.exec(&["/etcdctl", "--endpoints=http://orders-leader:2379", "get", "from"]).await?;
+    let get = cluster.exec(&["/etcdctl", "--endpoints=https://orders-leader:2379", "get", "from"]).await?;
     ensure!(get.contains("a pod"), "etcdctl get through the leader Service: {get:?}");
     Ok("client and leader Service".to_owned())
 }
@@ -86,13 +85,7 @@ pub async fn volumes(cluster: &Cluster, count: usize) -> Result<()> {
 }
 
 pub async fn writer_verdict(cluster: &Cluster) -> Result<String> {
-    cluster.exec(&["/quorate-e2e", "stop-writer", "/data/stop"]).await?;
-    let line = poll::until("the writer to sum up", LIMIT, POLL, async || {
-        let logs = cluster.mine(&["logs", WRITER, "--tail=5"]).await?;
-        logs.lines().rev().find(|l| l.contains("\"acknowledged\"")).map(str::to_owned).context("no summary yet")
-    })
-    .await?;
-    Summary::from_json(&serde_json::from_str(&line)?)?.check()
+    cluster.stop_writer(WRITER).await?.check()
 }
 
 pub async fn story(cluster: &Cluster) -> Result<String> {

@@ -21,6 +21,14 @@ pub(super) fn beside(name: &str, replicas: u64, storage: Value) -> Value {
     })
 }
 
+/// One that clients of any namespace write to with nothing in hand.
+pub(super) fn open(name: &str, replicas: u64, storage: Value) -> Value {
+    let mut made = beside(name, replicas, storage);
+    made["spec"]["tls"] = json!({"client": {"mode": "Disabled"}});
+    made["spec"]["network"] = json!({"allowFrom": [{"namespaceSelector": {}}]});
+    made
+}
+
 pub(super) async fn object(cluster: &Cluster, name: &str) -> Result<Value> {
     let namespace = &cluster.args.namespace;
     cluster.api.get(&format!("/apis/quorate.dev/v1alpha1/namespaces/{namespace}/consistentclusters/{name}")).await

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::beside::{SIZE, all_claims, beside, edit, expanded, object, up};
+use super::beside::{SIZE, all_claims, edit, expanded, object, open, up};
 use super::hands::{follower, member_id};
 use crate::kubernetes::cluster::{Cluster, LIMIT, NAME, POLL, condition, conditions, text};
 use crate::poll;
@@ -116,6 +116,9 @@ pub async fn returned(cluster: &Cluster) -> Result<String> {
     let pod = cluster.pod(&format!("{name}-0")).await?.context("the follower has no pod")?;
     let (node, path) = directory(cluster, &name).await?;
     let copy = format!("{path}.returned");
+    // Its keys go with its record; who brings a disk back may well have kept them, too.
+    let secret = format!("/api/v1/namespaces/{}/secrets/{name}-tls", cluster.args.namespace);
+    let keys = cluster.api.get(&secret).await?["data"].clone();
     fence(cluster, &name).await?;
     let copied = cluster.node(&["exec", &node, "cp", "-a", &path, &copy]).await;
     cluster.mine(&["delete", "statefulset", &name, "--wait=false"]).await?;
@@ -123,14 +126,18 @@ pub async fn returned(cluster: &Cluster) -> Result<String> {
     unfence(cluster).await?;
     copied?;
     cluster.ready(3).await?;
-    let outcome = haunted(cluster, &name, &id, &ghost(&pod, &name, &node, &copy)).await;
-    cluster.mine(&["delete", "pod,service", "-l", "app=ghost", "--grace-period=1"]).await?;
+    // It is to be stopped by the members, not by who may reach them.
+    cluster.edit(json!({"network": {"policy": "Disabled"}})).await?;
+    cluster.gone(&format!("networkpolicy/{NAME}")).await?;
+    let outcome = haunted(cluster, &name, &id, &ghost(&pod, &name, &node, &copy, &keys)).await;
+    cluster.edit(json!({"network": {"policy": null}})).await?;
+    cluster.mine(&["delete", "pod,service,secret", "-l", "app=ghost", "--grace-period=1"]).await?;
     cluster.node(&["exec", &node, "rm", "-rf", &copy]).await?;
     outcome
 }
 
-/// The pod of a former member, as somebody would start it by hand, and the Service that has its address.
-fn ghost(pod: &Value, name: &str, node: &str, directory: &str) -> [Value; 2] {
+/// The pod of a former member, as somebody would start it by hand, with its keys, and the Service that has its address.
+fn ghost(pod: &Value, name: &str, node: &str, directory: &str, keys: &Value) -> [Value; 3] {
     let labels = json!({"app": "ghost"});
     let mut spec = pod["spec"].clone();
     spec["nodeName"] = json!(node);
@@ -138,9 +145,13 @@ fn ghost(pod: &Value, name: &str, node: &str, directory: &str) -> [Value; 2] {
     spec["topologySpreadConstraints"] = Value::Null;
     spec["hostname"] = Value::Null;
     spec["subdomain"] = Value::Null;
-    spec["volumes"] = json!([{"name": "data", "hostPath": {"path": directory}}]);
+    spec["volumes"] = json!([
+        {"name": "data", "hostPath": {"path": directory}},
+        {"name": "tls", "secret": {"secretName": "ghost", "defaultMode": 0o440}},
+    ]);
     let port = |port: u16| json!({"name": format!("p{port}"), "port": port});
     [
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ghost", "labels": labels}, "data": keys}),
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ghost", "labels": labels}, "spec": spec}),
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "labels": labels},
@@ -161,7 +172,7 @@ async fn haunted(cluster: &Cluster, name: &str, id: &str, ghost: &[Value]) -> Re
     })
     .await?;
     tokio::time::sleep(TEMPTATION).await;
-    let own = format!("--endpoints=http://{name}:2379");
+    let own = format!("--endpoints=https://{name}:2379");
     let put = cluster.exec(&["/etcdctl", &own, "--command-timeout=3s", "put", "from", "the dead"]).await;
     ensure!(put.is_err(), "a member that was replaced took a write: {put:?}");
     ensure!(cluster.leader().await? == (leader.clone(), term), "it disturbed {leader}, which led term {term}");
@@ -207,7 +218,7 @@ async fn filled(cluster: &Cluster, name: &str, class: &str, node: &str, path: &s
     for object in [&made, &volume] {
         cluster.kubectl(&["apply", "-f", "-"], Some(&object.to_string())).await?;
     }
-    cluster.apply(&beside(name, 1, json!({"size": "480Mi", "storageClassName": class}))).await?;
+    cluster.apply(&open(name, 1, json!({"size": "480Mi", "storageClassName": class}))).await?;
     up(cluster, name).await?;
     let endpoint = format!("--endpoints=http://{name}:2379");
     let put = async || cluster.exec(&["/etcdctl", &endpoint, "--command-timeout=5s", "put", "a", "b"]).await;

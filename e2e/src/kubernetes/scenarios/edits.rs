@@ -13,17 +13,23 @@ use crate::poll;
 /// Long enough for the operator to do what it should not.
 const TEMPTATION: Duration = Duration::from_secs(12);
 
-/// Restarts every member by a change of its template, and switches the budget off and on again beside it.
+/// Restarts every member by a change of its template, and switches budget and NetworkPolicy off and on again beside it.
 pub async fn config_roll(cluster: &Cluster) -> Result<String> {
     let (leader, _) = cluster.leader().await?;
     let before = pods(cluster).await?;
     let off = json!({"podDisruptionBudget": "Disabled"});
-    cluster.edit(json!({"resources": {"requests": {"cpu": "20m"}}, "disruption": off})).await?;
+    let policy = format!("networkpolicy/{NAME}");
+    cluster.mine(&["get", &policy]).await?;
+    let edit = json!({
+        "resources": {"requests": {"cpu": "20m"}}, "disruption": off, "network": {"policy": "Disabled"},
+    });
+    cluster.edit(edit).await?;
     rolled(cluster, &before).await?;
     let after = pods(cluster).await?;
     let last = after.iter().max_by_key(|pod| pod.created.clone()).map(|pod| pod.name.clone());
     ensure!(last.as_deref() == Some(&format!("{leader}-0")), "{leader} led but {last:?} was rolled last");
-    cluster.edit(json!({"disruption": {"podDisruptionBudget": "Enabled"}})).await?;
+    cluster.gone(&policy).await?;
+    cluster.edit(json!({"disruption": {"podDisruptionBudget": "Enabled"}, "network": {"policy": null}})).await?;
     Ok(format!("{leader} last"))
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::beside::{beside, object, up};
+use super::beside::{object, open, up};
 use super::edits::{back_to_three, pods, rolled};
 use crate::kubernetes::cluster::{Cluster, LIMIT, POLL, text};
 use crate::poll;
@@ -30,8 +30,14 @@ fn told(output: &str) -> Result<Told> {
     Ok(Told { slowest_ms: seconds * 1_000.0, errors })
 }
 
+/// With the certificate of the writer, as etcdctl beside it has it by its environment.
 async fn benchmark(cluster: &Cluster, endpoints: &str, put: &[&str]) -> Result<Told> {
-    let mut command = vec!["/etcd-benchmark", "--endpoints", endpoints, "--conns=4", "--clients=8", "put"];
+    const TLS: [&str; 3] = ["--cacert=/tls/ca.crt", "--cert=/tls/tls.crt", "--key=/tls/tls.key"];
+    let mut command = vec!["/etcd-benchmark", "--endpoints", endpoints, "--conns=4", "--clients=8"];
+    if endpoints.starts_with("https://") {
+        command.extend(TLS);
+    }
+    command.push("put");
     command.extend(put);
     told(&cluster.exec(&command).await?)
 }
@@ -41,7 +47,8 @@ pub async fn rolling_restart(cluster: &Cluster, size: u64) -> Result<String> {
     cluster.scale(size).await?;
     cluster.ready(size).await?;
     let before = pods(cluster).await?;
-    let members: Vec<String> = before.iter().map(|p| format!("{}:2379", p.name.trim_end_matches("-0"))).collect();
+    let members: Vec<String> =
+        before.iter().map(|p| format!("https://{}:2379", p.name.trim_end_matches("-0"))).collect();
     let seconds = 20 + 8 * size;
     let (rate, total) = (format!("--rate={RATE}"), format!("--total={}", RATE * seconds));
     let put = [rate.as_str(), total.as_str(), "--key-size=16", "--val-size=256", "--key-space-size=1000"];
@@ -61,7 +68,7 @@ pub async fn rolling_restart(cluster: &Cluster, size: u64) -> Result<String> {
         Ok::<_, anyhow::Error>((told, started.elapsed().as_secs_f64()))
     };
     let all = members.join(",");
-    let (of_members, of_service, took) = tokio::join!(timed(&all), timed("orders:2379"), roll);
+    let (of_members, of_service, took) = tokio::join!(timed(&all), timed("https://orders:2379"), roll);
     let ((of_members, first_end), (of_service, second_end), took) = (of_members?, of_service?, took?);
     back_to_three(cluster).await?;
     ensure!(first_end.min(second_end) > took + 3.0, "the load ended before the last restart: nothing is proven");
@@ -78,14 +85,14 @@ pub async fn rolling_restart(cluster: &Cluster, size: u64) -> Result<String> {
 /// A member that held 1 GiB loses its volume; from then until another one votes and all is well.
 pub async fn large_volume_lost(cluster: &Cluster) -> Result<String> {
     let name = "large";
-    cluster.apply(&beside(name, 3, json!({"size": "8Gi"}))).await?;
+    cluster.apply(&open(name, 3, json!({"size": "8Gi"}))).await?;
     up(cluster, name).await?;
     // Ten thousand values of 100 KiB and a bit, in parts that each end in time.
     const PARTS: u64 = 4;
     for part in 0..PARTS {
         let seed = format!("--key-size={}", 16 + part);
         let put = ["--sequential-keys", "--key-space-size=2685", "--total=2685", "--val-size=100000", &seed];
-        let told = benchmark(cluster, &format!("{name}:2379"), &put).await?;
+        let told = benchmark(cluster, &format!("http://{name}:2379"), &put).await?;
         ensure!(told.errors.is_empty(), "{:?}", told.errors);
     }
     up(cluster, name).await?;

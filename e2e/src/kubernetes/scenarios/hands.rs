@@ -111,7 +111,7 @@ pub async fn removed_by_hand(cluster: &Cluster) -> Result<String> {
     let (victim, id) = (text(&set, "/metadata/name"), member_id(&set));
     let since = Instant::now();
     // Asked of the leader: the member that leaves may close the connection before it has answered.
-    cluster.exec(&["/etcdctl", "--endpoints=http://orders-leader:2379", "member", "remove", &id]).await?;
+    cluster.exec(&["/etcdctl", "--endpoints=https://orders-leader:2379", "member", "remove", &id]).await?;
     let told = replaced(cluster, &before, &victim, since).await?;
     let list = cluster.etcdctl(&["member", "list"]).await?;
     ensure!(!list.contains(&id), "member {id} is back: {list}");
@@ -138,7 +138,7 @@ async fn member_list(cluster: &Cluster) -> Result<String> {
 
 /// Adds a learner that nobody runs, and gives its id.
 async fn add_stranger(cluster: &Cluster) -> Result<String> {
-    cluster.etcdctl(&["member", "add", "stranger", "--learner", "--peer-urls=http://stranger.invalid:2380"]).await?;
+    cluster.etcdctl(&["member", "add", "stranger", "--learner", "--peer-urls=https://stranger.invalid:2380"]).await?;
     id_of(&member_list(cluster).await?, |line| line.contains("stranger")).context("the stranger is not there")
 }
 
@@ -179,7 +179,7 @@ pub async fn learner_removed(cluster: &Cluster) -> Result<String> {
         id_of(&member_list(cluster).await?, ours).context("no learner of ours")
     })
     .await?;
-    cluster.exec(&["/etcdctl", "--endpoints=http://orders-leader:2379", "member", "remove", &id]).await?;
+    cluster.exec(&["/etcdctl", "--endpoints=https://orders-leader:2379", "member", "remove", &id]).await?;
     cluster.mine(&["delete", "resourcequota", NO_MORE]).await?;
     cluster.ready(5).await?;
     ensure!(!member_list(cluster).await?.contains(&id), "member {id} is back");
@@ -198,6 +198,7 @@ pub async fn shared_objects(cluster: &Cluster) -> Result<String> {
         format!("service/{NAME}-leader"),
         format!("service/{member}"),
         format!("poddisruptionbudget/{NAME}"),
+        format!("networkpolicy/{NAME}"),
         slice,
     ];
     let mut told = Vec::new();
@@ -211,7 +212,7 @@ pub async fn shared_objects(cluster: &Cluster) -> Result<String> {
         told.push(format!("{what} {:.0} s", since.elapsed().as_secs_f64()));
     }
     poll::until("the leader Service to answer", LIMIT, POLL, async || {
-        cluster.exec(&["/etcdctl", "--endpoints=http://orders-leader:2379", "get", "from"]).await.map(drop)
+        cluster.exec(&["/etcdctl", "--endpoints=https://orders-leader:2379", "get", "from"]).await.map(drop)
     })
     .await?;
     Ok(told.join(", "))
@@ -275,7 +276,9 @@ fn small(name: &str, replicas: u64) -> Value {
 pub(super) async fn nothing_left(cluster: &Cluster, name: &str) -> Result<()> {
     let label = format!("quorate.dev/cluster={name}");
     poll::until(&format!("everything of {name} to be gone"), LIMIT, POLL, async || {
-        let left = cluster.mine(&["get", "statefulset,pod,pvc,service,pdb", "-l", &label, "-o", "name"]).await?;
+        let left = cluster
+            .mine(&["get", "statefulset,pod,pvc,service,pdb,networkpolicy,secret", "-l", &label, "-o", "name"])
+            .await?;
         ensure!(left.trim().is_empty(), "{}", left.trim().replace('\n', " "));
         Ok(())
     })

@@ -6,11 +6,13 @@ mod disks;
 mod edits;
 mod figures;
 mod hands;
+mod issuer;
 mod midway;
 mod nodes;
 mod operators;
 mod plugin;
 mod pods;
+mod tls;
 mod told;
 
 use std::pin::Pin;
@@ -70,6 +72,13 @@ pub const TABLE: &[Row] = &[
     required("scale_back_to_three", |c| Box::pin(basic::scale_in(c))),
     required("config_roll_takes_the_leader_last", |c| Box::pin(edits::config_roll(c))),
     required("record_lost_by_hand_comes_back_with_its_member", |c| Box::pin(hands::record_orphaned(c))),
+    required("damaged_secret_is_made_anew", |c| Box::pin(tls::damaged(c))),
+    required("cert_manager_issues_what_members_use", |c| Box::pin(tls::cert_manager(c))),
+    required("keys_are_told_nowhere", |c| Box::pin(tls::told_nowhere(c))),
+    more("cluster_of_an_older_operator_stays_plain", |c| Box::pin(tls::older(c))),
+    more("tls_off_to_required_live", |c| Box::pin(tls::off_to_required(c))),
+    more("cert_expired_member_recovers", |c| Box::pin(tls::expired(c))),
+    blind(more("cert_rotation_no_errors", |c| Box::pin(tls::rotation(c)))),
     more("scale_flip_5_3_5_before_finish", |c| Box::pin(edits::scale_flip(c))),
     more("scale_flip_at_once_leaves_nothing", |c| Box::pin(edits::scale_flip_at_once(c))),
     more("scale_1_7_3", |c| Box::pin(edits::scale_1_7_3(c))),

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 
-use super::beside::{beside, claims, object, up};
+use super::beside::{beside, claims, object, open, up};
 use super::edits::pods;
 use super::hands::{follower, nothing_left};
 use super::pods::operator_replicas;
@@ -210,7 +210,7 @@ pub async fn chart_comes_and_goes(cluster: &Cluster) -> Result<String> {
     let name = "kept";
     let told = scoped.alone(async {
         scoped.install("info").await?;
-        scoped.apply(&beside(name, 1, json!({"size": "64Mi"}))).await?;
+        scoped.apply(&open(name, 1, json!({"size": "64Mi"}))).await?;
         scoped.up(name).await?;
         let endpoint = format!("--endpoints=http://{name}.{SCOPED}:2379");
         cluster.exec(&["/etcdctl", &endpoint, "put", "is", "kept"]).await?;
