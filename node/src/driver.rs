@@ -755,6 +755,7 @@ impl Driver {
                 tracing::info!(term, "became leader");
             }
             Event::BecameFollower { term, leader } => {
+                self.out.peers.stop_snapshots();
                 if leader.is_some() {
                     self.elections += 1;
                     self.had_leader = true;

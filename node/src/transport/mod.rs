@@ -26,6 +26,7 @@ use quorate_raft::types::{Config, ConfigAt, Index, MemberId, Term, Time};
 use quorate_raft::wire::Msg;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use frame::FRAME_HEADER_BYTES;
 pub use frame::{Frame, Hello, Purpose};
@@ -179,6 +180,8 @@ struct Peer {
     control_msgs: Vec<Msg>,
     bulk_msgs: Vec<Msg>,
     used: Time,
+    /// The newest snapshot that was begun for it.
+    snapshot: Option<AbortHandle>,
 }
 
 /// Every other member, as the driver sees them.
@@ -218,6 +221,7 @@ impl Peers {
             control_msgs: Vec::new(),
             bulk_msgs: Vec::new(),
             used: crate::clock::now(),
+            snapshot: None,
         })
     }
 
@@ -269,16 +273,24 @@ impl Peers {
         self.peer(to).control.push(Frame::ChangeAnswer { number, answer: answer.clone() });
     }
 
-    /// Streams the newest checkpoint to a peer in a task of its own.
+    /// Streams the newest checkpoint to a peer in a task of its own. One at a time: a receiver takes the newest connection
+    /// and gives up the one before, and two that dial again and again would keep each other from getting anywhere.
     pub(crate) fn send_snapshot(&mut self, to: MemberId, term: Term) {
         let local = self.local.clone();
-        self.runtime.spawn(async move {
+        let sending = self.runtime.spawn(async move {
             let (index, result) = snapshots::send(&local, to, term).await;
             if let Err(error) = &result {
                 tracing::warn!(%to, index, "snapshot not delivered: {error:#}");
             }
             local.inbox.tell(DriverInput::SnapshotSent { to, index, ok: result.is_ok() });
         });
+        let before = self.peer(to).snapshot.replace(sending.abort_handle());
+        before.iter().for_each(AbortHandle::abort);
+    }
+
+    /// Snapshots are the leader's to send: those of a former one would only be in the way of its successor's.
+    pub(crate) fn stop_snapshots(&mut self) {
+        self.peers.values_mut().filter_map(|peer| peer.snapshot.take()).for_each(|sending| sending.abort());
     }
 }
 
