@@ -204,18 +204,7 @@ async fn join(args: &Args, plane: &Plane, lost: &watch::Sender<String>) -> Resul
             args.initial_cluster
         );
     }
-    let hello = Hello {
-        purpose: Purpose::Members,
-        cluster_id: 0,
-        incarnation: 0,
-        member: MemberId(0),
-        generation: 0,
-        boot_nonce: 0,
-        before: quorate_log::Lineage::default(),
-        to: MemberId(0),
-        token_hash: token_hash(args),
-        peer_urls: Vec::new(),
-    };
+    let hello = Hello::of_nobody(Purpose::Members, token_hash(args));
     let mut told = String::new();
     loop {
         let mut why = String::new();

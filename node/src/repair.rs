@@ -85,16 +85,10 @@ pub(crate) async fn at_start(
 
 fn hello(identity: Identity, token_hash: u64) -> Hello {
     Hello {
-        purpose: Purpose::Repair,
         cluster_id: identity.cluster_id,
         incarnation: identity.incarnation,
         member: quorate_raft::types::MemberId(identity.member_id),
-        generation: 0,
-        boot_nonce: 0,
-        before: quorate_log::Lineage::default(),
-        to: quorate_raft::types::MemberId(0),
-        token_hash,
-        peer_urls: Vec::new(),
+        ..Hello::of_nobody(Purpose::Repair, token_hash)
     }
 }
 

@@ -53,6 +53,24 @@ pub struct Hello {
     pub peer_urls: Vec<String>,
 }
 
+impl Hello {
+    /// Of a process that is not running as a member: it knows no cluster, and whom it reaches does not matter.
+    pub(crate) fn of_nobody(purpose: Purpose, token_hash: u64) -> Hello {
+        Hello {
+            purpose,
+            cluster_id: 0,
+            incarnation: 0,
+            member: MemberId(0),
+            generation: 0,
+            boot_nonce: 0,
+            before: Lineage::default(),
+            to: MemberId(0),
+            token_hash,
+            peer_urls: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
     Hello(Box<Hello>),

@@ -279,18 +279,7 @@ mod tests {
             assert!(matches!(hello, Frame::Hello(_)));
             write_frame(&mut stream, &Frame::Welcome { refusal: None }).await.expect("it listens");
         });
-        let hello = Hello {
-            purpose: Purpose::Members,
-            cluster_id: 0,
-            incarnation: 0,
-            member: MemberId(0),
-            generation: 0,
-            boot_nonce: 0,
-            before: quorate_log::Lineage::default(),
-            to: MemberId(0),
-            token_hash: 0,
-            peer_urls: Vec::new(),
-        };
+        let hello = Hello::of_nobody(Purpose::Members, 0);
         let told = connect_any("http://members:2380", addresses, &Plane::plain(Role::Peer), &hello).await;
         assert!(told.is_ok(), "{:?}", told.err());
     }
