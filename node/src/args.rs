@@ -23,7 +23,7 @@ pub enum ClusterState {
 #[derive(Parser, Debug, Clone)]
 #[command(
     name = "quorate-node",
-    version,
+    version = crate::api::VERSION,
     after_help = "A cluster of three by hand (names, URLs and directories of m1; m2 and m3 alike):\n  \
         quorate-node --name m1 --data-dir m1 --initial-cluster m1=http://127.0.0.1:2380,m2=http://127.0.0.1:3380,m3=http://127.0.0.1:4380 \\\n    \
         --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \\\n    \

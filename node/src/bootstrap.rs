@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use quorate_log::{Identity, Log, LogError, Options, RealDisk};
 use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, Recovered, SnapMeta};
+use quorate_state::ClusterVersion;
 use tokio::sync::watch;
 
 use crate::args::{Args, ClusterState};
@@ -214,6 +215,7 @@ async fn join(args: &Args, plane: &Plane, lost: &watch::Sender<String>) -> Resul
         before: quorate_log::Lineage::default(),
         to: MemberId(0),
         token_hash: token_hash(args),
+        version: ClusterVersion::SPOKEN,
         peer_urls: Vec::new(),
     };
     let mut told = String::new();

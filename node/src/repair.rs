@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use quorate_log::{Identity, LogError, Mended, Options, Progress, RealDisk, Repair, Scrub, Scrubbed, Wanted};
 use quorate_raft::types::{Entry, SnapMeta};
+use quorate_state::ClusterVersion;
 use tokio::sync::oneshot;
 
 use crate::driver::{DriverInput, Inbox};
@@ -81,6 +82,7 @@ fn hello(identity: Identity, token_hash: u64) -> Hello {
         before: quorate_log::Lineage::default(),
         to: quorate_raft::types::MemberId(0),
         token_hash,
+        version: ClusterVersion::SPOKEN,
         peer_urls: Vec::new(),
     }
 }
