@@ -243,7 +243,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         dir: repair::log_dir(&args.data_dir),
         interval: Duration::from_secs(args.scrub_interval),
         identity: opened.identity,
-        options: quorate_log::Options::new(boot_nonce),
+        options: args.log_options(boot_nonce),
         inbox: inbox.clone(),
         shared: shared.clone(),
         local: local.clone(),

@@ -51,6 +51,8 @@ enum Which {
     Both,
     /// A real Prometheus scrapes a cluster in local mode: rules, dashboards and metrics fit together
     Monitoring,
+    /// A hundred clusters under one operator on Kubernetes, their members in one pod: its memory, and one that hangs
+    Hosted,
 }
 
 impl E2eArgs {
@@ -143,6 +145,10 @@ pub fn e2e(args: &E2eArgs) -> Result<()> {
         parts.part("end to end, monitoring", || monitoring_suite(&programs));
         return parts.finish();
     }
+    if args.which == Which::Hosted {
+        parts.part("end to end, a hundred clusters", || hosted_suite(&programs, args));
+        return parts.finish();
+    }
     if args.which != Which::Kubernetes {
         parts.part("end to end, local processes", || local_suite(&programs));
     }
@@ -206,6 +212,21 @@ fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
     // Installed, then upgraded, as a person's second install would be.
     let installed = target.install_chart().and_then(|()| target.install_chart());
     let result = installed.and_then(|()| target.run_suite(programs, args, audit_from));
+    if !args.keep && !args.current_context {
+        kind::down()?;
+    }
+    result
+}
+
+fn hosted_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
+    let target = Target::bring_up(programs, &[programs.node()], args.current_context)?;
+    let mut command = Command::new(programs.e2e());
+    command.current_dir(cmd::root()).arg("hosted").env("KUBECONFIG", &target.kubeconfig);
+    command.arg("--kubectl").arg(&target.kubectl).args(["--image", DRIVER_IMAGE, "--operator-namespace", NAMESPACE]);
+    if let Some(host) = target.kind.as_ref().and_then(kind::Cluster::docker_host) {
+        command.env("DOCKER_HOST", host);
+    }
+    let result = target.install_chart().and_then(|()| cmd::run(&mut command));
     if !args.keep && !args.current_context {
         kind::down()?;
     }

@@ -3,9 +3,9 @@
 //! The writer runs as a pod, so any KUBECONFIG will do. Members' logs are kept from their first line; at the end they are
 //! joined with the API server's audit log, where there is one, and tell whether a leader was ever disrupted unasked.
 
-mod api;
+pub mod api;
 mod audit;
-mod cluster;
+pub mod cluster;
 mod follow;
 mod handover;
 mod proofs;
