@@ -4,8 +4,10 @@
 //! KUBECONFIG. A linearizable writer runs under every scenario and accounts for each acknowledged write.
 
 mod acks;
+mod alarm;
 mod bench;
 mod chaos;
+mod hosted;
 mod kubernetes;
 mod local;
 mod monitoring;
@@ -37,6 +39,12 @@ enum Command {
     Check(writer::CheckArgs),
     /// Tells a running writer to stop
     StopWriter { stop_file: std::path::PathBuf },
+    /// Runs a hundred clusters under one operator, on the Kubernetes cluster that KUBECONFIG names; their members share one pod
+    Hosted(hosted::HostedArgs),
+    /// Runs members as processes, as told line by line (used by `hosted`)
+    Host(hosted::host::HostArgs),
+    /// Raises, lowers or lists alarms
+    Alarm(alarm::AlarmArgs),
     /// Puts load on an etcd-compatible cluster and prints rate and latency as JSON (used by `cargo xtask bench`)
     Load(bench::LoadArgs),
     /// Causes faults on real processes and judges what clients saw (used by `cargo xtask chaos`)
@@ -54,6 +62,9 @@ async fn main() -> anyhow::Result<()> {
         Command::Writer(args) => writer::run(args).await,
         Command::Check(args) => writer::check_now(args).await,
         Command::StopWriter { stop_file } => Ok(std::fs::write(stop_file, b"stop")?),
+        Command::Hosted(args) => hosted::run(args).await,
+        Command::Host(args) => hosted::host::run(args).await,
+        Command::Alarm(args) => alarm::run(args).await,
         Command::Load(args) => bench::run(args).await,
         Command::Chaos(args) => chaos::run(args).await,
         Command::Probe(args) => probe::run(args).await,

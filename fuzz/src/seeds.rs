@@ -142,7 +142,14 @@ fn commands() -> Vec<Command> {
         failure: vec![TxnOp::DeleteRange(delete.clone())],
         ..Txn::default()
     };
-    vec![Command::Put(put), Command::DeleteRange(delete), Command::Txn(txn), Command::Compact { revision: 3 }]
+    vec![
+        Command::Put(put),
+        Command::DeleteRange(delete),
+        Command::Txn(txn),
+        Command::Compact { revision: 3 },
+        Command::ClusterVersion(quorate_state::ClusterVersion::SPOKEN),
+        Command::Alarm { member: 7, is_raised: true },
+    ]
 }
 
 fn encoded(command: &Command) -> Vec<u8> {

@@ -8,12 +8,13 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use bytes::{Buf, Bytes};
 use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, Payload, SnapMeta, Term};
-use quorate_state::{Applied, Command, KeyValue, Machine, View};
+use quorate_state::{Applied, ClusterVersion, Command, KeyValue, Machine, View};
 use tokio::sync::oneshot;
 
 use crate::driver::{DriverInput, Inbox};
 use crate::handle::{CallError, EventBatch, Shared};
 use crate::snapshot::{Checkpoint, Staged};
+use crate::versions;
 
 /// Bytes in front of each command: who asked, and that member's number for it.
 pub(crate) const REQUEST_HEADER_BYTES: usize = 16;
@@ -70,6 +71,8 @@ pub(crate) struct Applier {
     changes: Vec<Arc<KeyValue>>,
     applied_bytes: u64,
     is_checkpointing: bool,
+    /// An entry came that this program must not apply: it applies nothing any more.
+    is_too_old: bool,
 }
 
 /// What an apply round owes after its view is published.
@@ -103,6 +106,7 @@ impl Applier {
             changes: Vec::new(),
             applied_bytes: 0,
             is_checkpointing: false,
+            is_too_old: false,
         }
     }
 
@@ -121,11 +125,14 @@ impl Applier {
     }
 
     fn take(&mut self, input: ApplyInput, owed: &mut Owed) {
+        if self.is_too_old {
+            return;
+        }
         match input {
             ApplyInput::Entries(entries) => {
                 for entry in entries {
                     // After a start the core commits again what the engine holds already.
-                    if entry.index > self.machine.applied_index() {
+                    if entry.index > self.machine.applied_index() && !self.is_too_old {
                         self.apply(entry, owed);
                     }
                 }
@@ -154,6 +161,11 @@ impl Applier {
             Payload::Data(data) => {
                 self.applied_bytes += data.len() as u64;
                 let (origin, number, command) = decode(data);
+                if let Command::ClusterVersion(agreed) = &command
+                    && self.ends_as_too_old(*agreed)
+                {
+                    return;
+                }
                 let mut applied = self.machine.apply(index, term, Some(&command));
                 if !applied.events.is_empty() {
                     let events = std::mem::take(&mut applied.events);
@@ -192,7 +204,19 @@ impl Applier {
         }
     }
 
+    /// What follows in the log may mean nothing to this program, or something else.
+    fn ends_as_too_old(&mut self, agreed: ClusterVersion) -> bool {
+        if let Some(why) = versions::why_too_old(agreed) {
+            self.is_too_old = true;
+            self.inbox.tell(DriverInput::TooOld { why });
+        }
+        self.is_too_old
+    }
+
     fn install(&mut self, staged: Staged) {
+        if self.ends_as_too_old(staged.cluster_version()) {
+            return;
+        }
         let meta = staged.meta.clone();
         if let Err(error) = staged.adopt(&mut self.machine) {
             self.inbox.tell(DriverInput::WriteFailed { error: format!("cannot adopt a snapshot: {error}") });

@@ -23,7 +23,7 @@ pub enum ClusterState {
 #[derive(Parser, Debug, Clone)]
 #[command(
     name = "quorate-node",
-    version,
+    version = crate::api::VERSION,
     after_help = "A cluster of three by hand (names, URLs and directories of m1; m2 and m3 alike):\n  \
         quorate-node --name m1 --data-dir m1 --initial-cluster m1=http://127.0.0.1:2380,m2=http://127.0.0.1:3380,m3=http://127.0.0.1:4380 \\\n    \
         --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \\\n    \
@@ -99,6 +99,9 @@ pub struct Args {
     /// Most operations of one transaction
     #[arg(long, env = "QUORATE_MAX_TXN_OPS", default_value_t = 128)]
     pub max_txn_ops: usize,
+    /// Length of a file of the log. Each is written ahead in full, and up to three are kept beside what is needed
+    #[arg(long, env = "QUORATE_LOG_SEGMENT_BYTES", default_value_t = quorate_log::SEGMENT_BYTES_DEFAULT)]
+    pub log_segment_bytes: u64,
     /// Seconds between two passes over the finished parts of the log that look for rot; 0 is never
     #[arg(long, env = "QUORATE_SCRUB_INTERVAL", default_value_t = 3600)]
     pub scrub_interval: u64,
@@ -117,6 +120,17 @@ pub struct Args {
     #[arg(long)]
     pub mutant: Option<quorate_raft::mutant::Mutant>,
 }
+
+impl Args {
+    pub(crate) fn log_options(&self, boot_nonce: u64) -> quorate_log::Options {
+        quorate_log::Options { segment_bytes: self.log_segment_bytes, ..quorate_log::Options::new(boot_nonce) }
+    }
+}
+
+/// Below, most batches would need a segment of their own.
+const LOG_SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// Far above what is of use: a segment is written ahead in full.
+const LOG_SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 impl Args {
     /// Checks what clap cannot see. Each error names the flag, the value and the remedy.
@@ -139,6 +153,12 @@ impl Args {
                 "--max-request-bytes of {} is above {}: lower it",
                 self.max_request_bytes,
                 quorate_raft::codec::ENTRY_DATA_BYTES_MAX / 2
+            );
+        }
+        if !(LOG_SEGMENT_BYTES_MIN..=LOG_SEGMENT_BYTES_MAX).contains(&self.log_segment_bytes) {
+            bail!(
+                "--log-segment-bytes of {} is not between {LOG_SEGMENT_BYTES_MIN} and {LOG_SEGMENT_BYTES_MAX}",
+                self.log_segment_bytes
             );
         }
         if self.snapshot_count == 0 || self.max_txn_ops == 0 {

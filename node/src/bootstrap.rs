@@ -137,7 +137,7 @@ pub(crate) async fn open(
     lost: &watch::Sender<String>,
 ) -> Result<Opened> {
     let dir = repair::log_dir(&args.data_dir);
-    let options = Options::new(boot_nonce);
+    let options = args.log_options(boot_nonce);
     let disk = lock(&dir)?;
     match Log::open(disk, options, None) {
         Ok((log, recovered)) => Ok(opened(log, recovered, Config::default())),

@@ -112,6 +112,10 @@ pub enum DriverInput {
     Halt {
         why: String,
     },
+    /// The cluster has agreed on more than this program understands: it ends, and a newer one may go on.
+    TooOld {
+        why: String,
+    },
     /// Hand leadership over if it is ours, send clients away, then end.
     Shutdown,
     /// The last client's connection is closed after clients were sent away.
@@ -404,6 +408,10 @@ impl Driver {
             DriverInput::Halt { why } => {
                 self.step(now, Input::WriteFailed, effects);
                 anyhow::bail!("this member must not speak any more: {why}");
+            }
+            DriverInput::TooOld { why } => {
+                self.step(now, Input::WriteFailed, effects);
+                anyhow::bail!(why);
             }
             DriverInput::Shutdown => return Ok(self.shutdown(now, effects)),
             DriverInput::ClientsGone => self.is_draining = true,

@@ -14,11 +14,13 @@ mod files;
 pub mod fuzzing;
 pub mod handle;
 mod log_thread;
+pub mod program;
 mod promise;
 mod repair;
 mod snapshot;
 pub mod tls;
 mod transport;
+mod versions;
 pub mod watch;
 
 use std::io::Read;
@@ -32,7 +34,7 @@ use quorate_raft::Cfg;
 use quorate_raft::cfg::LeaseCfg;
 use quorate_raft::io::Change;
 use quorate_raft::types::{Config, ConfigAt, MemberId, MemberInfo, SnapMeta};
-use quorate_state::Machine;
+use quorate_state::{ClusterVersion, Machine};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -171,6 +173,9 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     }
     let (opened, at_start) = adopted?;
     drop(faults);
+    if let Some(why) = loaded.as_ref().and_then(|(_, machine)| versions::why_too_old(machine.cluster_version())) {
+        bail!(why);
+    }
     let (engine, machine) = match loaded {
         Some((meta, machine)) => (Some(meta), machine),
         None => (None, Machine::new()),
@@ -233,9 +238,11 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         before: *opened.log.lineage(),
         to: MemberId(0),
         token_hash: bootstrap::token_hash(&args),
+        version: ClusterVersion::SPOKEN,
         peer_urls: args.initial_advertise_peer_urls.clone(),
     };
     let newest = node.status().committed_config;
+    let versions = Arc::new(versions::Versions::default());
     let local = Arc::new(Local {
         hello,
         inbox: inbox.clone(),
@@ -243,13 +250,14 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         addresses: Mutex::default(),
         members: Mutex::new((newest.at, newest.config.clone())),
         identities: Identities::open(args.data_dir.join("peers"))?,
+        versions: versions.clone(),
         plane: tls.peer.clone(),
     });
     let scrubber = repair::Scrubber {
         dir: repair::log_dir(&args.data_dir),
         interval: Duration::from_secs(args.scrub_interval),
         identity: opened.identity,
-        options: quorate_log::Options::new(boot_nonce),
+        options: args.log_options(boot_nonce),
         inbox: inbox.clone(),
         shared: shared.clone(),
         local: local.clone(),
@@ -276,6 +284,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     }
     let driver = threads.start(node, inputs, peers, activation, opened.log, machine, &at_start)?;
     tokio::spawn(publish(handle.clone(), args.name.clone(), args.advertise_client_urls.clone(), tls.peer.mode));
+    tokio::spawn(versions::agree(handle.clone(), versions));
     tracing::info!(member = %id, cluster_id = format!("{:x}", opened.identity.cluster_id), generation = opened.generation, "started");
     let options = api::Options::from_args(&args);
     let served = async {

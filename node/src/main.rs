@@ -1,45 +1,10 @@
 //! `quorate-node`: one member.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
-
-use clap::Parser;
-use quorate_node::Args;
-use quorate_node::args::LogFormat;
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let filter = match EnvFilter::try_new(&args.log_level) {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!(
-                "quorate-node: --log-level {:?}: {error}; give trace, debug, info, warn or error",
-                args.log_level
-            );
-            return ExitCode::FAILURE;
-        }
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match args.log_format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-    match quorate_node::run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if tracing::enabled!(tracing::Level::ERROR) {
-                tracing::error!("{error:#}");
-            } else {
-                eprintln!("quorate-node: {error:#}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+    quorate_node::program::main()
 }

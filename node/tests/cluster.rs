@@ -1,5 +1,6 @@
 //! Members as real processes: founding, failure, restart, joining, leaving, stopping. Nothing here is a matter of time.
 
+#[allow(dead_code, reason = "each file of tests uses some of what they share")]
 mod common;
 
 use std::sync::Arc;

@@ -87,15 +87,27 @@ impl Programs {
 /// `--target` is given although it is the host's: without it the static flag would reach procedural macros, which
 /// must stay dynamic.
 pub fn build_programs(packages: &[&str]) -> Result<Programs> {
+    build(packages, &[], &packages.join(", "))
+}
+
+/// Builds `quorate-node-previous`: another version, and without what this release adds. `packages` are those of the build
+/// beside it, so that what both depend on is compiled once.
+pub fn build_previous_node(packages: &[&str]) -> Result<PathBuf> {
+    let bin = "quorate-node-previous";
+    let flags = ["--features", "quorate-node/previous", "--bin", bin];
+    Ok(build(packages, &flags, bin)?.dir.join(bin))
+}
+
+fn build(packages: &[&str], flags: &[&str], what: &str) -> Result<Programs> {
     let triple = host_triple()?;
     let started = Instant::now();
-    eprintln!("[build] {} (release, static) …", packages.join(", "));
+    eprintln!("[build] {what} (release, static) …");
     let mut command = cargo();
     command.args(["build", "--release", "--locked", "--target", &triple]);
     for package in packages {
         command.args(["-p", package]);
     }
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    command.args(flags).env("RUSTFLAGS", "-C target-feature=+crt-static");
     run(&mut command)?;
     eprintln!("[build] done in {} s", started.elapsed().as_secs());
     Ok(Programs { dir: target_dir().join(triple).join("release") })

@@ -316,10 +316,10 @@ fn ready_nodes(kubectl: &Path) -> Result<()> {
 }
 
 /// Makes the image of both programs: the last stage of the Dockerfile alone, from programs compiled outside.
-pub fn build_image(bin_dir: &Path, image: &str) -> Result<()> {
+pub fn build_image(operator: &Path, node: &Path, image: &str) -> Result<()> {
     let engine = Engine::ensure()?;
     step("kind", &format!("building {image}"), || {
-        let context = image_context(&[&bin_dir.join("quorate-operator"), &bin_dir.join("quorate-node")])?;
+        let context = image_context(&[(operator, "quorate-operator"), (node, "quorate-node")])?;
         let path = root().join("Dockerfile");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         write(&context.join("Dockerfile"), without_compiling(&text)?)?;
@@ -375,11 +375,10 @@ pub fn build_driver_image(driver: &Path, tools: &[PathBuf], image: &str) -> Resu
 }
 
 /// A directory with what the Dockerfile's `prebuilt` stage copies.
-fn image_context(programs: &[&Path]) -> Result<PathBuf> {
+fn image_context(programs: &[(&Path, &str)]) -> Result<PathBuf> {
     let context = cache_dir().join("build/image");
     fresh_dir(&context)?;
-    for program in programs {
-        let name = program.file_name().context("a program has a name")?;
+    for (program, name) in programs {
         copy(program, &context.join(name))?;
     }
     let certificates = Path::new("/etc/ssl/certs/ca-certificates.crt");

@@ -12,6 +12,8 @@ use crate::{kind, tools};
 
 /// The image tag the suite builds and loads; the chart is told to use it.
 const IMAGE: &str = "quorate:dev";
+/// The same with the node of the release before, from which members are upgraded.
+const PREVIOUS_IMAGE: &str = "quorate:previous";
 /// The image of the end-to-end driver, with etcdctl beside it.
 const DRIVER_IMAGE: &str = "quorate-e2e:dev";
 /// Where the chart is installed.
@@ -19,6 +21,9 @@ const NAMESPACE: &str = "quorate-system";
 /// Seeds of the simulation that a change must pass.
 const SEEDS_PER_CHANGE: u32 = 1_000;
 const SEEDS_FAST: u32 = 100;
+
+/// What the end-to-end suites run.
+const PROGRAMS: [&str; 3] = ["quorate-node", "quorate-operator", "quorate-e2e"];
 
 #[derive(Args, Debug)]
 pub struct E2eArgs {
@@ -46,6 +51,8 @@ enum Which {
     Both,
     /// A real Prometheus scrapes a cluster in local mode: rules, dashboards and metrics fit together
     Monitoring,
+    /// A hundred clusters under one operator on Kubernetes, their members in one pod: its memory, and one that hangs
+    Hosted,
 }
 
 impl E2eArgs {
@@ -53,6 +60,12 @@ impl E2eArgs {
     fn needs_plugin(&self) -> bool {
         let kubernetes = matches!(self.which, Which::Kubernetes | Which::Both);
         kubernetes && self.only.as_ref().map_or(self.all, |words| words.contains("kubectl"))
+    }
+
+    /// Scenarios that upgrade from another build are among those that may run.
+    fn needs_previous(&self) -> bool {
+        let kubernetes = matches!(self.which, Which::Kubernetes | Which::Both) && !self.current_context;
+        kubernetes && self.only.as_ref().map_or(self.all, |words| self.all && words.contains("builds"))
     }
 
     /// The part that `cargo xtask test` runs.
@@ -122,7 +135,7 @@ pub fn test(fast: bool) -> Result<()> {
 }
 
 pub fn e2e(args: &E2eArgs) -> Result<()> {
-    let programs = cmd::build_programs(&["quorate-node", "quorate-operator", "quorate-e2e"])?;
+    let programs = cmd::build_programs(&PROGRAMS)?;
     if args.needs_plugin() {
         // By itself: beside the others it would have them built with what only it needs.
         cmd::build_programs(&["quorate-kubectl"])?;
@@ -130,6 +143,10 @@ pub fn e2e(args: &E2eArgs) -> Result<()> {
     let mut parts = Parts::new();
     if args.which == Which::Monitoring {
         parts.part("end to end, monitoring", || monitoring_suite(&programs));
+        return parts.finish();
+    }
+    if args.which == Which::Hosted {
+        parts.part("end to end, a hundred clusters", || hosted_suite(&programs, args));
         return parts.finish();
     }
     if args.which != Which::Kubernetes {
@@ -185,12 +202,32 @@ fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
     if args.all {
         tools.push(tools::etcd_benchmark()?);
     }
+    let previous = if args.needs_previous() { Some(cmd::build_previous_node(&PROGRAMS)?) } else { None };
     let target = Target::bring_up(programs, &tools, args.current_context)?;
+    if let (Some(node), Some(cluster)) = (previous, &target.kind) {
+        kind::build_image(&programs.operator(), &node, PREVIOUS_IMAGE)?;
+        cluster.load_image(PREVIOUS_IMAGE)?;
+    }
     let audit_from = target.audit_log_bytes();
     // Installed, then upgraded, as a person's second install would be.
     let install = || target.install_chart(&["certManager=true"]);
     let installed = install().and_then(|()| install());
     let result = installed.and_then(|()| target.run_suite(programs, args, audit_from));
+    if !args.keep && !args.current_context {
+        kind::down()?;
+    }
+    result
+}
+
+fn hosted_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
+    let target = Target::bring_up(programs, &[programs.node()], args.current_context)?;
+    let mut command = Command::new(programs.e2e());
+    command.current_dir(cmd::root()).arg("hosted").env("KUBECONFIG", &target.kubeconfig);
+    command.arg("--kubectl").arg(&target.kubectl).args(["--image", DRIVER_IMAGE, "--operator-namespace", NAMESPACE]);
+    if let Some(host) = target.kind.as_ref().and_then(kind::Cluster::docker_host) {
+        command.env("DOCKER_HOST", host);
+    }
+    let result = target.install_chart().and_then(|()| cmd::run(&mut command));
     if !args.keep && !args.current_context {
         kind::down()?;
     }
@@ -219,7 +256,7 @@ impl Target {
             return Ok(Target { kubeconfig, kubectl, helm, kind: None });
         }
         let cluster = kind::up()?;
-        kind::build_image(&programs.dir, IMAGE)?;
+        kind::build_image(&programs.operator(), &programs.node(), IMAGE)?;
         cluster.load_image(IMAGE)?;
         if programs.e2e().exists() {
             kind::build_driver_image(&programs.e2e(), tools, DRIVER_IMAGE)?;
@@ -270,6 +307,9 @@ impl Target {
             if let Some(host) = cluster.docker_host() {
                 command.env("DOCKER_HOST", host);
             }
+        }
+        if args.needs_previous() {
+            command.args(["--previous-image", PREVIOUS_IMAGE]);
         }
         if args.needs_plugin() {
             command.arg("--plugin").arg(programs.plugin());

@@ -66,6 +66,14 @@ impl Api {
         answer.with_context(|| format!("no answer to PATCH {path}"))?.with_context(|| format!("PATCH {path}"))
     }
 
+    /// Deletes under the options of `body`.
+    pub async fn delete(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = http::Request::delete(path).header("content-type", "application/json");
+        let request = request.body(serde_json::to_vec(body)?).with_context(|| format!("no path: {path:?}"))?;
+        let answer = tokio::time::timeout(WRITE_LIMIT, self.client.request::<Value>(request)).await;
+        answer.with_context(|| format!("no answer to DELETE {path}"))?.with_context(|| format!("DELETE {path}"))
+    }
+
     pub async fn stream(&self, path: &str) -> Result<impl AsyncBufRead + use<>> {
         self.client.request_stream(request(path)?).await.with_context(|| format!("GET {path}"))
     }

@@ -3,9 +3,9 @@
 //! The writer runs as a pod, so any KUBECONFIG will do. Members' logs are kept from their first line; at the end they are
 //! joined with the API server's audit log, where there is one, and tell whether a leader was ever disrupted unasked.
 
-mod api;
+pub mod api;
 mod audit;
-mod cluster;
+pub mod cluster;
 mod follow;
 mod handover;
 mod proofs;
@@ -78,6 +78,9 @@ pub struct KubernetesArgs {
     /// The built kubectl-quorate; scenarios that use it are left out without it
     #[arg(long)]
     plugin: Option<PathBuf>,
+    /// Image with an earlier build of the node; scenarios that upgrade from it are left out without it
+    #[arg(long)]
+    previous_image: Option<String>,
     /// The helm program; scenarios that install the chart are left out without it
     #[arg(long, requires = "chart")]
     helm: Option<PathBuf>,
@@ -155,6 +158,10 @@ async fn suite(cluster: &Cluster, evidence: &Evidence, report: &mut Report) -> R
         }
         if row.needs_plugin && cluster.args.plugin.is_none() {
             report.left_out(row.name, "needs --plugin");
+            continue;
+        }
+        if row.needs_previous && cluster.args.previous_image.is_none() {
+            report.left_out(row.name, "needs --previous-image");
             continue;
         }
         if row.needs_helm && cluster.args.helm.is_none() {

@@ -163,6 +163,7 @@ impl Admin for Api {
             disk_low: self.handle().disk().is_low(),
             rot_open: self.handle().disk().rot_open(),
             led_ms: if is_leader { age_ms(now_us, status.led_since_us) } else { 0 },
+            cluster_version: view.cluster_version().to_string(),
             tls: self.tls().planes().into_iter().map(|plane| tls_plane(plane)).collect(),
         }))
     }

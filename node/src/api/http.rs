@@ -83,12 +83,13 @@ async fn health(State(api): State<Api>, parameters: Parameters) -> Response {
     (code, Json(json!({ "health": health, "reason": reason.unwrap_or_default() }))).into_response()
 }
 
-async fn version() -> Json<Value> {
+async fn version(State(api): State<Api>) -> Json<Value> {
     Json(json!({
         "etcdserver": ETCD_VERSION,
         "etcdcluster": ETCD_CLUSTER_VERSION,
         "storage": ETCD_CLUSTER_VERSION,
         "quorate": VERSION,
+        "quorateCluster": api.handle().view().cluster_version().to_string(),
     }))
 }
 

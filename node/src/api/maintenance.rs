@@ -1,5 +1,6 @@
 //! `etcdserverpb.Maintenance`.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use futures::Stream;
@@ -8,6 +9,7 @@ use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
 use quorate_proto::etcdserverpb::maintenance_server::Maintenance;
 use quorate_raft::RoleName;
 use quorate_raft::types::MemberId;
+use quorate_state::{Command, Feature};
 use tonic::{Request, Response, Status};
 
 use super::{Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, ForLearner, is_learner, status};
@@ -19,23 +21,77 @@ impl Api {
     fn current_header(&self) -> Option<pb::ResponseHeader> {
         Some(self.header(self.handle().view().revision()))
     }
+
+    /// What stands against growth: by a person's word, and by this member's size.
+    fn alarms(&self) -> Vec<pb::AlarmMember> {
+        let mut members: BTreeSet<u64> = self.handle().view().alarms().collect();
+        if self.is_full() {
+            members.insert(self.handle().identity().member_id.0);
+        }
+        members.into_iter().map(no_space).collect()
+    }
+
+    /// For the member asked, if none is named.
+    async fn raise(&self, member_id: u64, alarm: i32) -> Result<Vec<pb::AlarmMember>, Status> {
+        match pb::AlarmType::try_from(alarm) {
+            Ok(pb::AlarmType::Nospace) if cfg!(feature = "previous") => {
+                return Err(status::absent("raising an alarm by hand"));
+            }
+            Ok(pb::AlarmType::Nospace) => {}
+            Ok(pb::AlarmType::Corrupt) => return Err(status::absent("raising the alarm CORRUPT by hand")),
+            Ok(pb::AlarmType::None) | Err(_) => {
+                return Err(Status::invalid_argument("etcdserver: alarm: name the kind of alarm to raise, NOSPACE"));
+            }
+        }
+        let member = if member_id == 0 { self.handle().identity().member_id.0 } else { member_id };
+        if !self.handle().status().raft.committed_config.config.contains(MemberId(member)) {
+            return Err(status::member_not_found());
+        }
+        let view = self.handle().linearizable_view().await.map_err(status::of_call)?;
+        let feature = Feature::RaisedAlarms;
+        view.require(feature)
+            .map_err(|_| status::not_all_members_can("raising an alarm", feature, view.cluster_version()))?;
+        self.set_alarm(member, true).await?;
+        Ok(vec![no_space(member)])
+    }
+
+    /// Gives what stood. The one that follows from the size goes by itself.
+    async fn lower(&self, member_id: u64) -> Result<Vec<pb::AlarmMember>, Status> {
+        let own = self.handle().identity().member_id.0;
+        let member = if member_id == 0 { own } else { member_id };
+        let view = self.handle().linearizable_view().await.map_err(status::of_call)?;
+        let is_raised = view.alarms().any(|raised| raised == member);
+        if is_raised {
+            self.set_alarm(member, false).await?;
+        }
+        let stood = is_raised || (member == own && self.is_full());
+        Ok(if stood { vec![no_space(member)] } else { Vec::new() })
+    }
+
+    async fn set_alarm(&self, member: u64, is_raised: bool) -> Result<(), Status> {
+        let applied = self.handle().propose(&Command::Alarm { member, is_raised }).await.map_err(status::of_call)?;
+        applied.outcome.map(drop).map_err(status::of_state)
+    }
+}
+
+fn no_space(member_id: u64) -> pb::AlarmMember {
+    pb::AlarmMember { member_id, alarm: pb::AlarmType::Nospace.into() }
 }
 
 #[tonic::async_trait]
 impl Maintenance for Api {
-    /// The one alarm follows from the size, so it cannot be raised by hand, and clears itself when there is room.
+    /// One alarm follows from this member's size and clears itself when there is room; others are raised and lowered by a
+    /// person, for the whole cluster.
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         self.admit(request.metadata(), ForLearner::Refused)?;
-        match AlarmAction::try_from(request.get_ref().action) {
-            Ok(AlarmAction::Get | AlarmAction::Deactivate) => {
-                let own = self.handle().identity().member_id.0;
-                let no_space = pb::AlarmMember { member_id: own, alarm: pb::AlarmType::Nospace.into() };
-                let alarms = if self.is_full() { vec![no_space] } else { Vec::new() };
-                Ok(Response::new(pb::AlarmResponse { header: self.current_header(), alarms }))
-            }
-            Ok(AlarmAction::Activate) => Err(status::absent("raising an alarm by hand")),
-            Err(_) => Err(Status::invalid_argument("etcdserver: unknown alarm action")),
-        }
+        let pb::AlarmRequest { action, member_id, alarm } = request.into_inner();
+        let alarms = match AlarmAction::try_from(action) {
+            Ok(AlarmAction::Get) => self.alarms(),
+            Ok(AlarmAction::Activate) => self.raise(member_id, alarm).await?,
+            Ok(AlarmAction::Deactivate) => self.lower(member_id).await?,
+            Err(_) => return Err(Status::invalid_argument("etcdserver: unknown alarm action")),
+        };
+        Ok(Response::new(pb::AlarmResponse { header: self.current_header(), alarms }))
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
@@ -46,9 +102,7 @@ impl Maintenance for Api {
         if status.raft.leader.is_none() {
             errors.push(status::NO_LEADER.to_owned());
         }
-        if self.is_full() {
-            errors.push(format!("memberID:{} alarm:NOSPACE ", self.handle().identity().member_id.0));
-        }
+        errors.extend(self.alarms().iter().map(|alarm| format!("memberID:{} alarm:NOSPACE ", alarm.member_id)));
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.header(view.revision())),
             version: ETCD_VERSION.to_owned(),

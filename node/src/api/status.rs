@@ -4,7 +4,7 @@
 //! only where etcd has none.
 
 use quorate_raft::io::Refusal;
-use quorate_state::StateError;
+use quorate_state::{ClusterVersion, Feature, StateError};
 use tonic::{Code, Status};
 
 use crate::handle::CallError;
@@ -71,6 +71,13 @@ pub(crate) fn too_many_learners() -> Status {
     Status::failed_precondition("etcdserver: too many learner members in cluster")
 }
 
+pub(crate) fn not_all_members_can(what: &str, feature: Feature, agreed: ClusterVersion) -> Status {
+    Status::failed_precondition(format!(
+        "etcdserver: {what} needs cluster version {}, and the cluster has agreed on {agreed}:          it rises by itself once every member runs a release that understands it, so upgrade all of them first",
+        feature.since()
+    ))
+}
+
 /// Names what is not there, so that a person knows that retrying is in vain.
 pub(crate) fn absent(what: &str) -> Status {
     Status::unimplemented(format!("etcdserver: {what} is not implemented by this server"))
@@ -86,6 +93,8 @@ pub(crate) fn of_state(error: StateError) -> Status {
         | StateError::LeaseProvided
         | StateError::TooManyOps
         | StateError::DuplicateKey => Code::InvalidArgument,
+        StateError::NoSpace | StateError::TooManyAlarms => Code::ResourceExhausted,
+        StateError::NotAllMembersCan => Code::FailedPrecondition,
         StateError::NotReadOnly => Code::Internal,
     };
     Status::new(code, error.message())

@@ -11,8 +11,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use quorate_raft::types::SnapMeta;
-use quorate_state::Machine;
 use quorate_state::snapshot::{self, Damage, Place};
+use quorate_state::{ClusterVersion, Machine};
 
 use super::{RUNS_MAX, RunFile, RunKind, Snapshots, beside, crash_point, decode_meta, load, remove_dir, sync_dir};
 
@@ -270,6 +270,11 @@ impl Staged {
     #[cfg(test)]
     pub(crate) fn hash(&self) -> u64 {
         self.machine.as_ref().map_or(0, Machine::state_hash)
+    }
+
+    /// What its cluster had agreed on.
+    pub(crate) fn cluster_version(&self) -> ClusterVersion {
+        self.machine.as_ref().map_or_else(ClusterVersion::default, Machine::cluster_version)
     }
 
     /// Swaps the machine; durable on return.

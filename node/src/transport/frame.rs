@@ -7,7 +7,7 @@ use quorate_raft::frame as envelope;
 use quorate_raft::io::{Change, Refusal};
 use quorate_raft::types::{Config, ConfigAt, Entry, Index, MemberId, MemberInfo, Payload, SnapMeta, Term};
 use quorate_raft::wire::Msg;
-use quorate_state::RunEnd;
+use quorate_state::{ClusterVersion, RunEnd};
 
 use super::{ChangeAnswer, Refused};
 use crate::snapshot::{RUNS_MAX, RunFile, RunKind};
@@ -17,7 +17,7 @@ pub const FRAME_BYTES_MAX: usize = 48 << 20;
 /// Length and checksum.
 pub const FRAME_HEADER_BYTES: usize = envelope::HEADER_BYTES;
 /// Of the protocol between members; another version is refused.
-const PROTOCOL: u16 = 2;
+const PROTOCOL: u16 = 3;
 const MAGIC: u32 = u32::from_le_bytes(*b"QPER");
 /// Longest text in a frame: names, URLs, reasons.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -50,6 +50,8 @@ pub struct Hello {
     pub to: MemberId,
     /// A hash of `--initial-cluster-token`.
     pub token_hash: u64,
+    /// What the sender's program understands.
+    pub version: ClusterVersion,
     pub peer_urls: Vec<String>,
 }
 
@@ -66,6 +68,7 @@ impl Hello {
             before: Lineage::default(),
             to: MemberId(0),
             token_hash,
+            version: ClusterVersion::SPOKEN,
             peer_urls: Vec::new(),
         }
     }
@@ -197,6 +200,8 @@ impl Frame {
                     hello.token_hash,
                 ];
                 words.iter().for_each(|word| out.put_u64_le(*word));
+                out.put_u16_le(hello.version.major);
+                out.put_u16_le(hello.version.minor);
                 put_texts(&hello.peer_urls, out);
                 put_lineage(&hello.before, out);
             }
@@ -351,6 +356,9 @@ fn msg_bytes(msg: &Msg) -> usize {
 fn u8_of(body: &mut Bytes) -> Result<u8, FrameError> {
     body.try_get_u8().map_err(|_| FrameError::Short)
 }
+fn u16_of(body: &mut Bytes) -> Result<u16, FrameError> {
+    body.try_get_u16_le().map_err(|_| FrameError::Short)
+}
 fn u64_of(body: &mut Bytes) -> Result<u64, FrameError> {
     body.try_get_u64_le().map_err(|_| FrameError::Short)
 }
@@ -414,6 +422,7 @@ fn hello(body: &mut Bytes) -> Result<Hello, FrameError> {
         boot_nonce: u64_of(body)?,
         to: MemberId(u64_of(body)?),
         token_hash: u64_of(body)?,
+        version: ClusterVersion::new(u16_of(body)?, u16_of(body)?),
         peer_urls: texts(body)?,
         before: lineage(body)?,
     })
@@ -629,6 +638,7 @@ pub(crate) fn samples() -> Vec<Frame> {
             before: Lineage::of([Boot { generation: 3, nonce: 9 }]),
             to: MemberId(7),
             token_hash: 6,
+            version: ClusterVersion::new(2, 3),
             peer_urls: vec!["http://x:1".into()],
         })),
         Frame::Welcome { refusal: None },
@@ -686,7 +696,7 @@ mod tests {
         // Behind kind and magic.
         body[5..7].copy_from_slice(&1u16.to_le_bytes());
         let why = Frame::decode(body.freeze()).expect_err("another release").to_string();
-        assert!(why.contains("version 1") && why.contains("speaks 2"), "{why}");
+        assert!(why.contains("version 1") && why.contains("speaks 3"), "{why}");
     }
 
     #[test]

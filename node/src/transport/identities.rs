@@ -147,6 +147,8 @@ fn parse(text: &str) -> Result<Seen> {
 
 #[cfg(test)]
 mod tests {
+    use quorate_state::ClusterVersion;
+
     use super::*;
     use crate::transport::Purpose;
 
@@ -161,6 +163,7 @@ mod tests {
             before: quorate_log::Lineage::default(),
             to: MemberId(8),
             token_hash: 0,
+            version: ClusterVersion::SPOKEN,
             peer_urls: Vec::new(),
         }
     }

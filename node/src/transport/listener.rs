@@ -79,7 +79,10 @@ async fn connection(stream: TcpStream, address: SocketAddr, local: &Arc<Local>) 
         Purpose::Members => members(&mut stream, local).await,
         Purpose::Repair => repairs::answer(&mut stream, local).await,
         Purpose::Snapshot => snapshots::receive(&mut stream, &local.snapshots, &local.inbox, hello.member).await,
-        Purpose::Control => messages(&mut stream, local, hello.member).await,
+        Purpose::Control => {
+            let _known = local.versions.connected(hello.member, hello.version);
+            messages(&mut stream, local, hello.member).await
+        }
         Purpose::Bulk => {
             let ended = messages(&mut stream, local, hello.member).await;
             local.inbox.tell(DriverInput::PeerGone { peer: hello.member });

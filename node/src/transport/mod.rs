@@ -39,6 +39,7 @@ pub(crate) use repairs::{ANSWER_BYTES_MAX, ask_entries};
 use crate::driver::{DriverInput, Inbox};
 use crate::snapshot::Snapshots;
 use crate::tls::Plane;
+use crate::versions::Versions;
 
 /// Bytes queued for one connection; beyond, messages are dropped as a network would.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -80,6 +81,7 @@ pub(crate) struct Local {
     /// The newest committed configuration, for those who ask to join.
     pub members: Mutex<(ConfigAt, Arc<Config>)>,
     pub identities: Identities,
+    pub versions: Arc<Versions>,
     /// How to dial, and whom to let in.
     pub plane: Arc<Plane>,
 }

@@ -7,6 +7,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::cluster_version::ClusterVersion;
 use crate::command::{
     Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, Put, Range, SortOrder, SortTarget, Txn,
     TxnOp,
@@ -57,6 +58,16 @@ impl Command {
                 out.put_u8(4);
                 put_i64(out, *revision);
             }
+            Command::ClusterVersion(ClusterVersion { major, minor }) => {
+                out.put_u8(5);
+                put_u64(out, u64::from(*major));
+                put_u64(out, u64::from(*minor));
+            }
+            Command::Alarm { member, is_raised } => {
+                out.put_u8(6);
+                put_u64(out, *member);
+                put_flags(out, [*is_raised]);
+            }
         }
     }
 
@@ -73,6 +84,13 @@ impl Command {
             2 => Command::DeleteRange(get_delete(input)?),
             3 => Command::Txn(get_txn(input, TXN_DEPTH_MAX)?),
             4 => Command::Compact { revision: get_i64(input, "compact revision")? },
+            5 => Command::ClusterVersion(ClusterVersion::new(get_u16(input, "major")?, get_u16(input, "minor")?)),
+            // The one thing that the build before this one does not know.
+            6 if !cfg!(feature = "previous") => {
+                let member = get_u64(input, "alarm member")?;
+                let [is_raised] = get_flags(input, "alarm flags")?;
+                Command::Alarm { member, is_raised }
+            }
             got => return Err(DecodeError::Tag { field: "command", got }),
         };
         if input.is_empty() { Ok(command) } else { Err(DecodeError::Trailing { left: input.len() }) }
@@ -119,6 +137,11 @@ pub(crate) fn get_u64(input: &mut impl Buf, field: &'static str) -> Result<u64> 
 
 pub(crate) fn get_i64(input: &mut impl Buf, field: &'static str) -> Result<i64> {
     Ok(get_u64(input, field)?.cast_signed())
+}
+
+pub(crate) fn get_u16(input: &mut impl Buf, field: &'static str) -> Result<u16> {
+    let got = get_u64(input, field)?;
+    u16::try_from(got).map_err(|_| DecodeError::TooLarge { field, got, limit: u16::MAX.into() })
 }
 
 pub(crate) fn get_bytes(input: &mut Bytes, field: &'static str) -> Result<Bytes> {

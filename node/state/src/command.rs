@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::cluster_version::ClusterVersion;
+
 /// `range_end` of "every key at or above `key`".
 pub const FROM_KEY: &[u8] = b"\0";
 
@@ -15,13 +17,22 @@ pub enum Command {
     Compact {
         revision: i64,
     },
+    /// Every member understands this version. A lower one than agreed on before changes nothing.
+    ClusterVersion(ClusterVersion),
+    /// Raises or lowers, by a person's word, the alarm that `member` is out of space. While one is up nothing may grow.
+    Alarm {
+        member: u64,
+        is_raised: bool,
+    },
 }
 
 impl Command {
     /// Whether carrying it out can make the state larger. What frees room must stay possible on a full volume.
     pub fn grows(&self) -> bool {
         match self {
-            Command::DeleteRange(_) | Command::Compact { .. } => false,
+            Command::DeleteRange(_) | Command::Compact { .. } | Command::ClusterVersion(_) | Command::Alarm { .. } => {
+                false
+            }
             Command::Txn(txn) => txn.puts(),
             Command::Put(_) => true,
         }

@@ -30,6 +30,15 @@ pub enum StateError {
     /// The lease of a put does not exist.
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound,
+    /// An alarm that was raised stands against what grows.
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    /// More alarms than [`crate::machine::ALARMS_MAX`].
+    #[error("etcdserver: too many alarms are raised: lower some first")]
+    TooManyAlarms,
+    /// The version that all members understand is below that of the feature.
+    #[error("etcdserver: not every member can do that yet: upgrade all of them first")]
+    NotAllMembersCan,
     /// A transaction that writes was given to a view. A fault of the caller, never of the client.
     #[error("etcdserver: txn with writes cannot be evaluated on a view")]
     NotReadOnly,
@@ -48,6 +57,9 @@ impl StateError {
             StateError::TooManyOps => "etcdserver: too many operations in txn request",
             StateError::DuplicateKey => "etcdserver: duplicate key given in txn request",
             StateError::LeaseNotFound => "etcdserver: requested lease not found",
+            StateError::NoSpace => "etcdserver: mvcc: database space exceeded",
+            StateError::TooManyAlarms => "etcdserver: too many alarms are raised: lower some first",
+            StateError::NotAllMembersCan => "etcdserver: not every member can do that yet: upgrade all of them first",
             StateError::NotReadOnly => "etcdserver: txn with writes cannot be evaluated on a view",
         }
     }

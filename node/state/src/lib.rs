@@ -14,10 +14,13 @@
 //!   but not what it deleted.
 //! - Compaction takes effect at once for readers; memory is given back over the following entries in bounded steps
 //!   ([`machine::COMPACTION_STEP`]), which are part of the deterministic state.
+//! - What an earlier release cannot carry out waits for the version that all members have agreed on; see
+//!   [`cluster_version`].
 //!
 //! What is not here: leases (a non-zero lease is refused), users, quotas, watch delivery. This crate must not know
 //! about Raft messages, protobuf, files or sockets.
 
+pub mod cluster_version;
 pub mod codec;
 pub mod command;
 pub mod error;
@@ -33,6 +36,7 @@ mod validate;
 pub mod version;
 pub mod view;
 
+pub use cluster_version::{ClusterVersion, Feature};
 pub use codec::DecodeError;
 pub use command::{
     Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, Put, Range, SortOrder, SortTarget, Txn,

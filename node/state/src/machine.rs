@@ -1,9 +1,11 @@
 //! The machine: committed entries in, answers and events out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::cluster_version::{ClusterVersion, Feature};
 use crate::command::Command;
 use crate::error::StateError;
 use crate::hash;
@@ -22,6 +24,9 @@ pub const COMPACTION_STEP: usize = 256;
 /// The compact revision of a store that was never compacted. As in etcd, below every revision a client can name.
 pub const NEVER_COMPACTED: i64 = -1;
 
+/// Most alarms raised at one time: more than a cluster has members. Bounds what a view copies.
+pub const ALARMS_MAX: usize = 64;
+
 /// Everything a member holds, at one applied index.
 ///
 /// # Invariants
@@ -36,6 +41,10 @@ pub(crate) struct State<S> {
     pub compact_revision: i64,
     pub hash: u64,
     pub size_bytes: u64,
+    /// What every member understands.
+    pub cluster_version: ClusterVersion,
+    /// Members that a person has declared to be out of space.
+    pub alarms: BTreeSet<u64>,
 }
 
 impl<S: Store> State<S> {
@@ -48,6 +57,8 @@ impl<S: Store> State<S> {
             compact_revision: NEVER_COMPACTED,
             hash: 0,
             size_bytes: 0,
+            cluster_version: ClusterVersion::default(),
+            alarms: BTreeSet::new(),
         }
     }
 
@@ -64,7 +75,11 @@ impl<S: Store> State<S> {
     /// The hash of everything replicated but the applied index, so that an entry without effect leaves it alone.
     pub fn whole_hash(&self) -> u64 {
         let first = self.store.first_change().unwrap_or_default();
+        let version = u64::from(self.cluster_version.major) << 16 | u64::from(self.cluster_version.minor);
+        let alarms: Vec<u64> = self.alarms.iter().copied().collect();
         hash::of_numbers(&[
+            version,
+            hash::of_numbers(&alarms),
             self.hash,
             self.revision.cast_unsigned(),
             self.compact_revision.cast_unsigned(),
@@ -88,6 +103,23 @@ impl<S: Store> State<S> {
         }
         self.compact_revision = revision;
         Ok(Response::Compact { revision: self.revision })
+    }
+
+    fn set_alarm(&mut self, member: u64, is_raised: bool) -> Result<Response, StateError> {
+        self.require(Feature::RaisedAlarms)?;
+        if !is_raised {
+            self.alarms.remove(&member);
+        } else if self.alarms.len() >= ALARMS_MAX && !self.alarms.contains(&member) {
+            return Err(StateError::TooManyAlarms);
+        } else {
+            self.alarms.insert(member);
+        }
+        Ok(Response::Nothing { revision: self.revision })
+    }
+
+    /// Whether every member can do it, from this entry on.
+    pub fn require(&self, feature: Feature) -> Result<(), StateError> {
+        if self.cluster_version >= feature.since() { Ok(()) } else { Err(StateError::NotAllMembersCan) }
     }
 
     fn forget_some(&mut self) {
@@ -193,6 +225,11 @@ impl<S: Store> Machine<S> {
         self.state.whole_hash()
     }
 
+    /// See [`View::cluster_version`].
+    pub fn cluster_version(&self) -> ClusterVersion {
+        self.state.cluster_version
+    }
+
     /// See [`View::size_bytes`].
     pub fn size_bytes(&self) -> u64 {
         self.state.size_bytes
@@ -203,15 +240,26 @@ fn execute<S: Store>(state: &mut State<S>, command: &Command) -> (Result<Respons
     if let Err(refused) = command.validate(Limits::APPLY) {
         return (Err(refused), Vec::new());
     }
-    if let Command::Compact { revision } = command {
-        return (state.compact(*revision), Vec::new());
+    if command.grows() && !state.alarms.is_empty() {
+        return (Err(StateError::NoSpace), Vec::new());
+    }
+    match command {
+        Command::Compact { revision } => return (state.compact(*revision), Vec::new()),
+        Command::ClusterVersion(version) => {
+            state.cluster_version = state.cluster_version.max(*version);
+            return (Ok(Response::Nothing { revision: state.revision }), Vec::new());
+        }
+        Command::Alarm { member, is_raised } => return (state.set_alarm(*member, *is_raised), Vec::new()),
+        Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) => {}
     }
     let mut writer = Writer::new(state);
     let outcome = match command {
         Command::Put(put) => writer.put_alone(put).map(Response::Put),
         Command::DeleteRange(delete) => Ok(Response::DeleteRange(writer.delete(delete))),
         Command::Txn(txn) => writer.txn(txn).map(Response::Txn),
-        Command::Compact { .. } => unreachable!("handled above"),
+        Command::Compact { .. } | Command::ClusterVersion(_) | Command::Alarm { .. } => {
+            unreachable!("handled above")
+        }
     };
     let events = writer.finish();
     assert!(outcome.is_ok() || events.is_empty(), "a refused command changes nothing");

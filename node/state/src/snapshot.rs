@@ -14,15 +14,17 @@
 //! Merging follows from what compaction forgets: a version goes with the change that replaced it, a tombstone with its
 //! own change. Both are decided by the place among all changes up to which compaction came, which the header holds.
 
+use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::codec::{DecodeError, get_i64, get_u8, get_u64, put_bytes, put_i64, put_u64};
+use crate::cluster_version::ClusterVersion;
+use crate::codec::{DecodeError, get_i64, get_u8, get_u16, get_u64, put_bytes, put_i64, put_u64};
 use crate::hash;
-use crate::machine::{Machine, State};
+use crate::machine::{ALARMS_MAX, Machine, State};
 use crate::store::{ChangeAt, Loader, Store, TreeStore};
 use crate::version::KeyValue;
 use crate::view::View;
@@ -35,7 +37,7 @@ pub const CHUNK_BYTES_MAX: usize = 20 << 20;
 /// magic 4, version 1, last 1, sequence 4, body length 4, CRC of the chunk before 4, CRC 4.
 pub const HEAD_BYTES: usize = 22;
 const MAGIC: u32 = 0x5153_4E50;
-const FORMAT_VERSION: u8 = 2;
+const FORMAT_VERSION: u8 = 3;
 const RECORD: u8 = 1;
 const END: u8 = 2;
 /// Beyond every change: all of the changes kept are bare.
@@ -306,6 +308,8 @@ pub struct Header {
     clothed: ChangeAt,
     size_bytes: u64,
     hash: u64,
+    cluster_version: ClusterVersion,
+    alarms: BTreeSet<u64>,
 }
 
 impl Header {
@@ -321,6 +325,8 @@ impl Header {
             clothed: state.store.first_clothed().unwrap_or(AFTER_ALL),
             size_bytes: state.size_bytes,
             hash: state.whole_hash(),
+            cluster_version: state.cluster_version,
+            alarms: state.alarms.clone(),
         }
     }
 
@@ -338,6 +344,10 @@ impl Header {
         put_at(out, self.clothed);
         put_u64(out, self.size_bytes);
         put_u64(out, self.hash);
+        put_u64(out, u64::from(self.cluster_version.major));
+        put_u64(out, u64::from(self.cluster_version.minor));
+        put_u64(out, self.alarms.len() as u64);
+        self.alarms.iter().for_each(|member| put_u64(out, *member));
         put_bytes(out, &self.meta);
     }
 
@@ -360,9 +370,19 @@ impl Header {
             clothed: get_at(input, "first change that is not bare")?,
             size_bytes: get_u64(input, "size")?,
             hash: get_u64(input, "hash")?,
+            cluster_version: ClusterVersion::new(get_u16(input, "major")?, get_u16(input, "minor")?),
+            alarms: get_alarms(input)?,
             meta: get_copy(input, "meta")?,
         })
     }
+}
+
+fn get_alarms(input: &mut &[u8]) -> Result<BTreeSet<u64>, DecodeError> {
+    let got = get_u64(input, "alarm count")?;
+    if got > ALARMS_MAX as u64 {
+        return Err(DecodeError::TooLarge { field: "alarm count", got, limit: ALARMS_MAX });
+    }
+    (0..got).map(|_| get_u64(input, "alarm member")).collect()
 }
 
 fn put_at(out: &mut BytesMut, (main, sub): ChangeAt) {
@@ -647,6 +667,8 @@ impl Merge {
             compact_revision: header.compact_revision,
             hash: hash.wrapping_sub(self.hash),
             size_bytes: size_bytes - self.size_bytes,
+            cluster_version: header.cluster_version,
+            alarms: header.alarms,
         };
         let promises = [("size", header.size_bytes, state.size_bytes), ("state hash", header.hash, state.whole_hash())];
         for (field, wanted, got) in promises {

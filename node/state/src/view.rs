@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cluster_version::{ClusterVersion, Feature};
 use crate::command::{KeyRange, Range, Txn};
 use crate::error::StateError;
 use crate::hash;
@@ -75,6 +76,22 @@ impl<S: Store> View<S> {
     /// Bytes that the versions kept occupy, an estimate that is equal on all members.
     pub fn size_bytes(&self) -> u64 {
         self.state.size_bytes
+    }
+
+    /// What the cluster has agreed that every member understands, up to the last entry this view contains.
+    pub fn cluster_version(&self) -> ClusterVersion {
+        self.state.cluster_version
+    }
+
+    /// # Errors
+    /// [`StateError::NotAllMembersCan`]; the command must not be proposed.
+    pub fn require(&self, feature: Feature) -> Result<(), StateError> {
+        self.state.require(feature)
+    }
+
+    /// Members that a person has declared to be out of space, ascending. While there are any, nothing may grow.
+    pub fn alarms(&self) -> impl Iterator<Item = u64> + '_ {
+        self.state.alarms.iter().copied()
     }
 
     /// How many changes are kept for watches: all from the compact revision on, and those not forgotten yet.

@@ -14,6 +14,8 @@ use quorate_state::{Command, EventKind, KeyRange, Machine, StateError};
 fn assert_same_reads(rng: &mut Rng, view: &View, model: &Model) {
     assert_eq!(view.revision(), model.revision);
     assert_eq!(view.compact_revision(), model.compact_revision);
+    assert_eq!(view.cluster_version(), model.cluster_version);
+    assert_eq!(view.alarms().collect::<Vec<_>>(), model.alarms);
     for _ in 0..6 {
         let range = commands::range(rng, model.revision);
         assert_eq!(view.range(&range), model.range(&range), "{range:?}");

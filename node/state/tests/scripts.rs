@@ -3,7 +3,7 @@
 //!
 //! A block is comment lines (`#`), command lines, `---`, output lines, an empty line. Words of a command:
 //! `put KEY VALUE [lease=N] [prev] [ignore-value] [ignore-lease]`, `del RANGE [prev]`, `get RANGE [option]`,
-//! `compact REV`, `nothing N` (N entries without a command), `events RANGE from=REV [limit=N]`, `status`, `hash REV`,
+//! `compact REV`, `version MAJOR MINOR`, `alarm raise|lower MEMBER`, `nothing N` (N entries without a command), `events RANGE from=REV [limit=N]`, `status`, `agreed`, `hash REV`,
 //! and `txn` with indented lines `if COMPARE`, `then OP`, `else OP`; a nested `txn` is indented deeper.
 //! A RANGE is `key`, `[from,end)`, `[from,)` or `prefix*`.
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
@@ -13,8 +13,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use quorate_state::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, Limits, Machine, Put,
-    Range, RangeResult, Response, SortOrder, SortTarget, StateError, Txn, TxnOp,
+    ClusterVersion, Command, Compare, CompareResult, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, Limits,
+    Machine, Put, Range, RangeResult, Response, SortOrder, SortTarget, StateError, Txn, TxnOp,
 };
 
 #[test]
@@ -69,6 +69,7 @@ fn step(machine: &mut Machine, lines: &[&str]) -> String {
             view.compaction_pending(),
             view.change_count()
         ),
+        "agreed" => format!("version {} alarms {:?}", view.cluster_version(), view.alarms().collect::<Vec<_>>()),
         "hash" => match view.hash_kv(number(words[1])) {
             Ok(hash) => format!("hash at {} compacted {}", hash.hash_revision, hash.compact_revision),
             Err(error) => error.message().to_owned(),
@@ -249,6 +250,11 @@ fn command(lines: &[&str]) -> Command {
         "put" => put(&words[1..]).into(),
         "del" => delete(&words[1..]).into(),
         "compact" => Command::Compact { revision: number(words[1]) },
+        "version" => {
+            let part = |at: usize| words[at].parse().unwrap();
+            Command::ClusterVersion(ClusterVersion::new(part(1), part(2)))
+        }
+        "alarm" => Command::Alarm { member: words[2].parse().unwrap(), is_raised: words[1] == "raise" },
         "txn" => txn(&lines[1..]).into(),
         other => panic!("no command is called {other}"),
     }

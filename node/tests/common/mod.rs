@@ -13,6 +13,7 @@ use quorate_proto::admin::v1::admin_client::AdminClient;
 use quorate_proto::admin::v1::{StatusRequest, StatusResponse};
 use quorate_proto::etcdserverpb::cluster_client::ClusterClient;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
+use quorate_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use quorate_proto::etcdserverpb::{PutRequest, RangeRequest};
 use tempfile::TempDir;
 use tonic::Status;
@@ -76,6 +77,10 @@ impl Member {
 
     pub fn cluster(&self) -> ClusterClient<Channel> {
         ClusterClient::new(Member::channel(self.client))
+    }
+
+    pub fn maintenance(&self) -> MaintenanceClient<Channel> {
+        MaintenanceClient::new(Member::channel(self.client))
     }
 
     pub fn admin(&self) -> AdminClient<Channel> {

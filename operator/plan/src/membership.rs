@@ -11,7 +11,7 @@ use quorate_api::{ChangePolicy, Keep, names};
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{Deletion, MemberId, MemberRecord, MemberWord, RetireReason, Running, StartAs, Termination};
 use crate::planner::{Next, Pass, act, record_ref, volume_ref};
-use crate::repair::{crowds_domain, overdue};
+use crate::repair::{crowds_domain, is_coming_back, overdue};
 use crate::report::{Blocked, Decision, Operation, Waiting};
 use crate::roll::fix_template;
 use crate::step::{RecordFor, Step};
@@ -395,11 +395,15 @@ fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: Me
     })
 }
 
-/// A voter that is down already goes before anything else is rolled: it may be why nothing else can.
+/// A voter that is down already goes before anything else is rolled: it may be why nothing else can. One that the roll itself
+/// took down comes back, and is no reason to change the order.
 pub(crate) fn shrink_down(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
     let victim = victim(pass, leader)?;
     let down = victim.member_id.is_some_and(|id| !leader.is_caught_up(id));
-    if down { shrink(pass, leader) } else { None }
+    if !down || is_coming_back(pass, leader, victim) {
+        return None;
+    }
+    shrink(pass, leader)
 }
 
 /// Marks one voter to leave when there are more than wanted.

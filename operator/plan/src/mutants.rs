@@ -57,10 +57,12 @@ pub enum Mutant {
     SwapUnmarked,
     /// Lets a replacement give one zone a majority.
     BuildDomainMajority,
+    /// Takes a member for one that is down while the roll restarts it, and removes it before the others are rolled.
+    ShrinkBeforeRoll,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 27] = [
+    pub const ALL: [Mutant; 28] = [
         Mutant::NoMarginBeforeRestart,
         Mutant::NoMarginBeforeRemoval,
         Mutant::PromoteWithoutCatchUp,
@@ -88,6 +90,7 @@ impl Mutant {
         Mutant::ReplaceUnproven,
         Mutant::SwapUnmarked,
         Mutant::BuildDomainMajority,
+        Mutant::ShrinkBeforeRoll,
     ];
 }
 

@@ -14,7 +14,8 @@ use crate::roll::{is_up, runs};
 use crate::topology::{Place, builds_majority};
 use crate::view::{Disk, Leader, View, quorum};
 
-/// The silence from which a member that is waited for is told to be silent, in milliseconds: longer than a pod is made anew.
+/// The silence from which a member that is waited for is told to be silent and counts as down, not as restarting, in
+/// milliseconds: longer than a pod is made anew.
 const TOLD_MS_MIN: u64 = 30_000;
 
 /// The voter that is to be replaced because it was silent for too long; one at a time.
@@ -47,6 +48,17 @@ fn silence_ms(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> u64
         && pass.view.disk(record) == Disk::Sound
         && pass.view.word(record).is_none();
     record.member_id.filter(|_| awaited).map_or(0, |id| leader.silence_ms(id))
+}
+
+/// A member that just got the newest template and is not back from the restart yet, with nothing that keeps it from coming.
+pub(crate) fn is_coming_back(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> bool {
+    record.template_hash == pass.template_hash
+        && record.running == Running::Started
+        && !pass.is_fenced(record)
+        && pass.view.disk(record) == Disk::Sound
+        && View::refusal(record).is_none()
+        && silence_ms(pass, leader, record) < TOLD_MS_MIN
+        && !is_planted(Mutant::ShrinkBeforeRoll)
 }
 
 /// What a member that is not back is waited for, and for how long.

@@ -14,6 +14,7 @@ mod plugin;
 mod pods;
 mod tls;
 mod told;
+mod upgrade;
 
 use std::pin::Pin;
 
@@ -35,12 +36,23 @@ pub struct Row {
     pub needs_plugin: bool,
     /// It installs the chart.
     pub needs_helm: bool,
+    /// It upgrades from another build.
+    pub needs_previous: bool,
     /// For a while nobody can tell the truth: there is no operator, or no API server.
     pub is_blind: bool,
 }
 
 const fn more(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
-    Row { name, run, is_required: false, needs_docker: false, needs_plugin: false, needs_helm: false, is_blind: false }
+    Row {
+        name,
+        run,
+        is_required: false,
+        needs_docker: false,
+        needs_plugin: false,
+        needs_helm: false,
+        needs_previous: false,
+        is_blind: false,
+    }
 }
 
 const fn required(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>) -> Row {
@@ -57,6 +69,10 @@ const fn by_helm(name: &'static str, run: for<'a> fn(&'a Cluster) -> Running<'a>
 
 const fn by_plugin(row: Row) -> Row {
     Row { needs_plugin: true, ..row }
+}
+
+const fn from_previous(row: Row) -> Row {
+    Row { needs_previous: true, ..row }
 }
 
 const fn blind(row: Row) -> Row {
@@ -92,6 +108,7 @@ pub const TABLE: &[Row] = &[
     more("bootstrap_failed_is_told_and_deletable", |c| Box::pin(midway::bootstrap_failed(c))),
     more("upgrade_and_scale_same_edit_is_ordered", |c| Box::pin(midway::roll_and_scale(c))),
     more("upgrade_with_one_unhealthy_member_fixes_it_first", |c| Box::pin(midway::unhealthy_first(c))),
+    from_previous(more("upgrade_between_two_builds_opens_the_gate_at_its_end", |c| Box::pin(upgrade::two_builds(c)))),
     more("pause_blocks_every_mutation", |c| Box::pin(edits::pause(c))),
     more("bad_image_stops_after_one_and_reverts", |c| Box::pin(edits::bad_image(c))),
     more("unschedulable_stops_after_one_and_reverts", |c| Box::pin(edits::unschedulable(c))),

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use quorate_state::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, Put, Range, SortOrder, SortTarget, Txn,
-    TxnOp,
+    ClusterVersion, Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, Put, Range, SortOrder,
+    SortTarget, Txn, TxnOp,
 };
 
 use super::rng::Rng;
@@ -122,6 +122,9 @@ pub fn command(rng: &mut Rng, current: i64) -> Command {
         9 | 10 => delete(rng).into(),
         11 => Command::Compact { revision: revision(rng, current) - 3 },
         12 if rng.one_in(3) => Command::Compact { revision: revision(rng, current) },
+        13 if rng.one_in(4) => Command::ClusterVersion(ClusterVersion::new(0, u16::from(rng.one_in(2)))),
+        // Lowered more often than raised, or hardly anything would be written.
+        14 if rng.one_in(4) => Command::Alarm { member: rng.below(2), is_raised: rng.one_in(4) },
         _ => txn(rng, current, 2).into(),
     }
 }

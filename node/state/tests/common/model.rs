@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quorate_state::command::{Command, Compare, CompareResult, CompareTarget, DeleteRange, Put, Range, Txn, TxnOp};
 use quorate_state::{
-    DeleteRangeResult, KeyRange, KeyValue, PutResult, RangeResult, Response, SortOrder, SortTarget, StateError,
-    TxnResult,
+    ClusterVersion, DeleteRangeResult, KeyRange, KeyValue, PutResult, RangeResult, Response, SortOrder, SortTarget,
+    StateError, TxnResult,
 };
 
 #[derive(Clone)]
@@ -16,11 +16,14 @@ pub struct Model {
     pub revision: i64,
     pub compact_revision: i64,
     pub versions: Vec<Arc<KeyValue>>,
+    pub cluster_version: ClusterVersion,
+    pub alarms: Vec<u64>,
 }
 
 impl Model {
     pub fn new() -> Model {
-        Model { revision: 1, compact_revision: -1, versions: Vec::new() }
+        let (cluster_version, alarms) = (ClusterVersion::default(), Vec::new());
+        Model { revision: 1, compact_revision: -1, versions: Vec::new(), cluster_version, alarms }
     }
 
     /// Applies a command; gives the answer and the versions made.
@@ -42,6 +45,7 @@ impl Model {
         match command {
             Command::Put(put) => {
                 check_put(put)?;
+                self.check_alarms(command)?;
                 self.check_put_against(put)?;
                 Ok(Response::Put(self.put(put)))
             }
@@ -52,6 +56,7 @@ impl Model {
             Command::Txn(txn) => {
                 check_txn(txn, 65_536)?;
                 check_duplicates(txn)?;
+                self.check_alarms(command)?;
                 let before = self.clone();
                 before.check_branches(txn)?;
                 Ok(Response::Txn(self.txn(txn, &before)))
@@ -62,7 +67,24 @@ impl Model {
                 self.compact_revision = *revision;
                 Ok(Response::Compact { revision: self.revision })
             }
+            Command::ClusterVersion(version) => {
+                self.cluster_version = self.cluster_version.max(*version);
+                Ok(Response::Nothing { revision: self.revision })
+            }
+            Command::Alarm { .. } if self.cluster_version < ClusterVersion::new(0, 1) => {
+                Err(StateError::NotAllMembersCan)
+            }
+            Command::Alarm { member, is_raised } => {
+                self.alarms.retain(|raised| raised != member);
+                self.alarms.extend(is_raised.then_some(*member));
+                self.alarms.sort_unstable();
+                Ok(Response::Nothing { revision: self.revision })
+            }
         }
+    }
+
+    fn check_alarms(&self, command: &Command) -> Result<(), StateError> {
+        if command.grows() && !self.alarms.is_empty() { Err(StateError::NoSpace) } else { Ok(()) }
     }
 
     // ---- reads ----

@@ -307,6 +307,7 @@ pub fn all() -> Vec<Scenario> {
         ),
         scenario("upgrade_bad_image_of_one_reverts", 1, vec![Settle, Do(bad_image), Ticks(30), Do(old_image), Settle]),
         scenario("upgrade_and_scale_same_edit", 3, vec![Settle, Do(new_image), Do(scale_to_5), Settle]),
+        scenario("upgrade_and_shrink_same_edit", 5, vec![Settle, Do(new_image), Do(scale_to_3), Settle]),
         scenario("upgrade_flipped_back_midway", 3, vec![Settle, Do(new_image), Steps(3), Do(old_image), Settle]),
         scenario(
             "scale_out_with_a_bad_image_reverts",

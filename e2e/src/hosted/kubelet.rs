@@ -1,0 +1,294 @@
+//! A node without a machine: pods that are sent to it run as processes of one host pod, and their status is told as a kubelet
+//! would.
+//!
+//! Everything above that is real: the API server, controllers, Services, names, the operator and the members.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::host::{Order, Told};
+use crate::kubernetes::api::{Api, is_code};
+use crate::kubernetes::cluster::text;
+
+pub const NODE: &str = "hosted";
+/// The addresses of the members: local to the node that the host pod runs on, and routed to it by the others.
+pub const RANGE: &str = "10.99.0.0/16";
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+/// Well below the time after which a node without a word counts as lost.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is known of one pod, by UID.
+#[derive(Clone, Debug)]
+struct Known {
+    name: String,
+    address: String,
+    /// As a member's record is called.
+    member: String,
+    cluster: String,
+    arguments: Vec<String>,
+    image: String,
+    is_running: bool,
+    is_ready: bool,
+    is_going: bool,
+    restarts: u32,
+    started: String,
+}
+
+pub struct Kubelet {
+    api: Api,
+    namespace: String,
+    pods: BTreeMap<String, Known>,
+    addresses: u16,
+    /// Held, so that the host lives as long as this does.
+    _host: Child,
+    orders: ChildStdin,
+    told: Lines<BufReader<ChildStdout>>,
+}
+
+/// What others ask of it while it runs.
+pub enum Ask {
+    Freeze { cluster: String },
+    Thaw { cluster: String },
+}
+
+impl Kubelet {
+    /// `host` is the command that runs the host program.
+    pub async fn start(api: Api, namespace: String, mut host: Command) -> Result<Kubelet> {
+        let mut host = host.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let orders = host.stdin.take().context("it has an input")?;
+        let told = BufReader::new(host.stdout.take().context("it has an output")?).lines();
+        let kubelet = Kubelet { api, namespace, pods: BTreeMap::new(), addresses: 0, _host: host, orders, told };
+        kubelet.register().await?;
+        Ok(kubelet)
+    }
+
+    async fn register(&self) -> Result<()> {
+        let amounts = json!({"cpu": "64", "memory": "256Gi", "pods": "1000", "ephemeral-storage": "1Ti"});
+        let now = Timestamp::now().to_string();
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, NODE: "yes"}},
+            "spec": {"taints": [{"key": NODE, "effect": "NoSchedule"}]},
+            "status": {
+                "capacity": amounts, "allocatable": amounts,
+                "conditions": [{
+                    "type": "Ready", "status": "True", "reason": "Hosted", "message": "processes of one pod",
+                    "lastHeartbeatTime": now, "lastTransitionTime": now,
+                }],
+            },
+        });
+        self.api.post("/api/v1/nodes", &node).await?;
+        self.api.merge(&format!("/api/v1/nodes/{NODE}/status"), &json!({"status": node["status"]})).await?;
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NODE},
+            "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": micro_now()},
+        });
+        match self.api.post(LEASE, &lease).await {
+            Err(error) if !is_code(&error, 409) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Runs until it is dropped or the host is gone.
+    pub async fn run(mut self, mut asked: tokio::sync::mpsc::UnboundedReceiver<Ask>) -> Result<()> {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let api = self.api.clone();
+        let renewing = tokio::spawn(async move {
+            loop {
+                let renewed = json!({"spec": {"renewTime": micro_now()}});
+                if let Err(error) = api.merge(&format!("{LEASE}/{NODE}"), &renewed).await {
+                    eprintln!("[hosted] the node's lease was not renewed: {error:#}");
+                }
+                tokio::time::sleep(RENEW_EVERY).await;
+            }
+        });
+        let _renewing = Aborted(renewing);
+        loop {
+            tokio::select! {
+                line = self.told.next_line() => {
+                    let line = line?.context("the host ended")?;
+                    self.hear(serde_json::from_str(&line).context(line)?).await?;
+                }
+                _ = look.tick() => {
+                    if let Err(error) = self.look().await {
+                        eprintln!("[hosted] {error:#}");
+                    }
+                }
+                Some(ask) = asked.recv() => self.obey(&ask).await?,
+            }
+        }
+    }
+
+    async fn obey(&mut self, ask: &Ask) -> Result<()> {
+        let (Ask::Freeze { cluster } | Ask::Thaw { cluster }) = ask;
+        let ids: Vec<String> =
+            self.pods.iter().filter(|(_, pod)| pod.cluster == *cluster).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            let order = match ask {
+                Ask::Freeze { .. } => Order::Freeze { id },
+                Ask::Thaw { .. } => Order::Thaw { id },
+            };
+            self.order(&order).await?;
+        }
+        Ok(())
+    }
+
+    async fn order(&mut self, order: &Order) -> Result<()> {
+        self.orders.write_all(format!("{}\n", serde_json::to_string(order)?).as_bytes()).await?;
+        Ok(self.orders.flush().await?)
+    }
+
+    async fn hear(&mut self, told: Told) -> Result<()> {
+        let (Told::Ready { id } | Told::NotReady { id } | Told::Ended { id }) = &told;
+        let Some(pod) = self.pods.get_mut(id) else { return Ok(()) };
+        pod.is_ready = matches!(told, Told::Ready { .. });
+        if matches!(told, Told::Ended { .. }) {
+            pod.is_running = false;
+            if pod.is_going {
+                return self.forget(id).await;
+            }
+            pod.restarts += 1;
+        }
+        let pod = pod.clone();
+        self.report(&pod).await
+    }
+
+    /// The pod is over: nothing of it runs.
+    async fn forget(&mut self, id: &str) -> Result<()> {
+        let Some(pod) = self.pods.remove(id) else { return Ok(()) };
+        self.delete(&pod.name, id).await
+    }
+
+    async fn delete(&self, name: &str, id: &str) -> Result<()> {
+        let now = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": id}});
+        let deleted = self.api.delete(&format!("/api/v1/namespaces/{}/pods/{name}", self.namespace), &now).await;
+        match deleted {
+            Err(error) if !is_code(&error, 404) && !is_code(&error, 409) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        let path = format!("/api/v1/namespaces/{}/pods?labelSelector=quorate.dev/cluster", self.namespace);
+        let all = self.api.items(&path).await?;
+        for pod in all.iter().filter(|pod| pod["spec"]["nodeSelector"][NODE] == "yes") {
+            self.care(pod).await?;
+        }
+        let ids: Vec<String> = self.pods.keys().cloned().collect();
+        for id in ids {
+            if self.pods.get(&id).is_some_and(|pod| !pod.is_running && !pod.is_going) {
+                self.launch(&id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn care(&mut self, pod: &Value) -> Result<()> {
+        let (id, name) = (text(pod, "/metadata/uid"), text(pod, "/metadata/name"));
+        if !pod["metadata"]["deletionTimestamp"].is_null() {
+            return match self.pods.get_mut(&id) {
+                Some(known) if known.is_going => Ok(()),
+                Some(known) if known.is_running => {
+                    known.is_going = true;
+                    self.order(&Order::Stop { id }).await
+                }
+                Some(_) => self.forget(&id).await,
+                None => self.delete(&name, &id).await,
+            };
+        }
+        if self.pods.contains_key(&id) {
+            return Ok(());
+        }
+        if pod["spec"]["nodeName"].is_null() {
+            let path = format!("/api/v1/namespaces/{}/pods/{name}/binding", self.namespace);
+            let binding = json!({
+                "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name, "uid": id},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+            });
+            self.api.post(&path, &binding).await?;
+        }
+        let container = &pod["spec"]["containers"][0];
+        let arguments = container["args"].as_array().into_iter().flatten();
+        // The first and last of a block of 256 mean something to some.
+        let address = format!("10.99.{}.{}", self.addresses / 250, self.addresses % 250 + 1);
+        self.addresses += 1;
+        let known = Known {
+            name,
+            address,
+            member: text(pod, "/metadata/labels/quorate.dev~1member"),
+            cluster: text(pod, "/metadata/labels/quorate.dev~1cluster"),
+            arguments: arguments.filter_map(|argument| argument.as_str().map(str::to_owned)).collect(),
+            image: text(container, "/image"),
+            is_running: false,
+            is_ready: false,
+            is_going: false,
+            restarts: 0,
+            started: Timestamp::now().to_string(),
+        };
+        self.pods.insert(id.clone(), known);
+        self.launch(&id).await
+    }
+
+    async fn launch(&mut self, id: &str) -> Result<()> {
+        let Some(pod) = self.pods.get_mut(id) else { return Ok(()) };
+        pod.is_running = true;
+        let pod = pod.clone();
+        self.order(&Order::Start {
+            id: id.to_owned(),
+            data: pod.member.clone(),
+            address: pod.address.clone(),
+            arguments: pod.arguments.clone(),
+        })
+        .await?;
+        self.report(&pod).await
+    }
+
+    async fn report(&self, pod: &Known) -> Result<()> {
+        let now = Timestamp::now().to_string();
+        let word = |is: bool| if is { "True" } else { "False" };
+        let condition = |kind: &str, is: bool| json!({"type": kind, "status": word(is), "lastTransitionTime": now});
+        let state = if pod.is_running {
+            json!({"running": {"startedAt": pod.started}, "waiting": null})
+        } else {
+            json!({"waiting": {"reason": "CrashLoopBackOff"}, "running": null})
+        };
+        let status = json!({"status": {
+            "phase": "Running", "podIP": pod.address, "podIPs": [{"ip": pod.address}], "startTime": pod.started,
+            "conditions": [
+                condition("PodScheduled", true), condition("Initialized", true),
+                condition("ContainersReady", pod.is_ready), condition("Ready", pod.is_ready),
+            ],
+            "containerStatuses": [{
+                "name": "member", "image": pod.image, "imageID": "", "ready": pod.is_ready, "started": pod.is_running,
+                "restartCount": pod.restarts, "state": state,
+            }],
+        }});
+        let path = format!("/api/v1/namespaces/{}/pods/{}/status", self.namespace, pod.name);
+        match self.api.merge(&path, &status).await {
+            Err(error) if !is_code(&error, 404) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Ends with the one who started it.
+struct Aborted(tokio::task::JoinHandle<()>);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn micro_now() -> String {
+    format!("{:.6}", Timestamp::now())
+}
