@@ -1,14 +1,19 @@
 //! Was a leader ever disrupted without handing over first? Joined from two sources: what the operator asked of the API server
-//! (the audit log) and what the members say they did (their own logs). Pure.
+//! (the audit log) and what the members say they did (their own logs). What a person asked for (a fence, a cluster scaled to
+//! zero) is read from the audit log as well. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
 
 use super::audit::Request;
 
 /// A member that led within this many seconds before it was disrupted counts as one that handed over.
 const RECENTLY_SECONDS: i64 = 120;
+
+/// Names the members that a person wants stopped.
+const ANNOTATION_FENCE: &str = "quorate.dev/fence";
 
 /// Incarnation, term and index of a configuration.
 type ConfigAt = (u64, u64, u64);
@@ -70,6 +75,17 @@ pub struct Disruption {
     pub at: Timestamp,
     pub member: String,
     pub what: What,
+}
+
+/// What somebody asked of a cluster by an edit of its resource. What an edit does not name stays as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    pub at: Timestamp,
+    /// `namespace/name`.
+    pub cluster: String,
+    /// Members that are to be stopped and stay so.
+    pub fenced: Option<BTreeSet<String>>,
+    pub replicas: Option<i64>,
 }
 
 /// A member that led shortly before it was disrupted, and how it handed over.
@@ -159,13 +175,41 @@ pub fn disruptions(requests: &[Request]) -> Vec<Disruption> {
     requests.iter().filter(|r| r.succeeded()).filter_map(disrupts).collect()
 }
 
+/// What edits of clusters asked for, the earliest first.
+pub fn asked(requests: &[Request]) -> Vec<Asked> {
+    let edits = requests.iter().filter(|r| {
+        let changes = matches!(r.verb.as_str(), "create" | "update" | "patch");
+        changes && r.succeeded() && r.resource == "consistentclusters" && r.subresource.is_empty()
+    });
+    let asked = |r: &Request| {
+        let fence = r.body.pointer("/metadata/annotations").and_then(|all| all.get(ANNOTATION_FENCE));
+        // Null takes the annotation away.
+        let names =
+            |value: &Value| value.as_str().unwrap_or_default().split(',').map(|n| n.trim().to_owned()).collect();
+        Asked {
+            at: r.at,
+            cluster: format!("{}/{}", r.namespace, r.name),
+            fenced: fence.map(names),
+            replicas: r.body["spec"]["replicas"].as_i64(),
+        }
+    };
+    let mut all: Vec<_> = edits.map(asked).filter(|a| a.fenced.is_some() || a.replicas.is_some()).collect();
+    all.sort_by_key(|asked| asked.at);
+    all
+}
+
 /// Members of one cluster share all of their name but the suffix.
 fn cluster_of(member: &str) -> &str {
     member.rsplit_once('-').map_or(member, |(cluster, _)| cluster)
 }
 
 /// Checks every disruption against the logs. `deleted`: when a cluster (`namespace/name`) was told to go; then all stop.
-pub fn check(lines: &[Line], disruptions: &[Disruption], deleted: &BTreeMap<String, Timestamp>) -> Verdict {
+pub fn check(
+    lines: &[Line],
+    disruptions: &[Disruption],
+    deleted: &BTreeMap<String, Timestamp>,
+    asked: &[Asked],
+) -> Verdict {
     let mut lines: Vec<&Line> = lines.iter().collect();
     lines.sort_by_key(|line| line.at);
     let mut verdict = Verdict::default();
@@ -179,12 +223,17 @@ pub fn check(lines: &[Line], disruptions: &[Disruption], deleted: &BTreeMap<Stri
     });
     let all: Vec<Disruption> = disruptions.iter().cloned().chain(removals).collect();
     for disruption in &all {
-        if deleted.get(cluster_of(&disruption.member)).is_some_and(|at| *at <= disruption.at) {
+        let cluster = cluster_of(&disruption.member);
+        let before = || asked.iter().rev().filter(|a| a.at <= disruption.at && a.cluster == cluster);
+        let sleeps = before().find_map(|a| a.replicas) == Some(0);
+        if sleeps || deleted.get(cluster).is_some_and(|at| *at <= disruption.at) {
             continue;
         }
         verdict.checked += 1;
         let history = History::until(&lines, disruption);
-        verdict.violations.extend(history.violation(disruption, &names));
+        let record = disruption.member.rsplit('/').next().unwrap_or_default();
+        let is_fenced = before().find_map(|a| a.fenced.as_ref()).is_some_and(|names| names.contains(record));
+        verdict.violations.extend(history.violation(disruption, &names, is_fenced));
         verdict.handed_over.extend(history.hand_over(disruption));
     }
     verdict
@@ -277,12 +326,14 @@ impl<'a> History<'a> {
         Some((*term, self.ended.get(member).copied().into_iter().chain(outvoted).min()))
     }
 
-    fn violation(&self, disruption: &Disruption, names: &Names<'_>) -> Option<String> {
+    /// A fenced member may be stopped while it votes, but not while it leads.
+    fn violation(&self, disruption: &Disruption, names: &Names<'_>, is_fenced: bool) -> Option<String> {
         let Disruption { at, member, what } = disruption;
         let own: BTreeSet<&str> = names.ids(member);
         let votes = |set: &BTreeSet<String>| own.iter().any(|id| set.contains(*id));
         if let (What::Stop | What::DeleteRecord, Some((_, voters))) = (what, self.voters)
             && votes(voters)
+            && !(is_fenced && *what == What::Stop)
         {
             return Some(format!("{at}: {what:?} of {member} while it is a voter of the committed configuration"));
         }
@@ -322,6 +373,8 @@ impl<'a> History<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const A: &str = "n/orders-aaaaa";
@@ -350,7 +403,23 @@ mod tests {
     }
 
     fn judge(lines: &[Line], disruption: Disruption) -> Verdict {
-        check(lines, &[disruption], &BTreeMap::new())
+        check(lines, &[disruption], &BTreeMap::new(), &[])
+    }
+
+    fn edit(second: &str, body: Value) -> Request {
+        Request {
+            at: format!("2026-11-25T07:00:{second}Z").parse().unwrap(),
+            user: "a person".to_owned(),
+            verb: "patch".to_owned(),
+            group: "quorate.dev".to_owned(),
+            resource: "consistentclusters".to_owned(),
+            subresource: String::new(),
+            namespace: "n".to_owned(),
+            name: "orders".to_owned(),
+            is_complete: true,
+            code: 200,
+            body,
+        }
     }
 
     #[test]
@@ -416,6 +485,28 @@ mod tests {
     }
 
     #[test]
+    fn a_voter_that_a_person_fenced_may_be_stopped_but_not_while_it_leads() {
+        let fence = |names: Value| json!({"metadata": {"annotations": {ANNOTATION_FENCE: names}}});
+        let edits = [edit("09.5", fence(json!("orders-bbbbb , orders-aaaaa"))), edit("11", fence(Value::Null))];
+        let lines = logs(&[(A, START), (B, SECOND)]);
+        let verdict = |disruption| check(&lines, &[disruption], &BTreeMap::new(), &asked(&edits)).violations;
+        assert_eq!(verdict(at("10.0", B, What::Stop)), Vec::<String>::new());
+        assert!(verdict(at("10.0", A, What::Stop))[0].contains("leads term 2"));
+        assert_eq!(verdict(at("09.0", B, What::Stop)).len(), 1, "nobody had asked yet");
+        assert_eq!(verdict(at("12.0", B, What::Stop)).len(), 1, "nobody asks any more");
+        assert_eq!(verdict(at("10.0", B, What::DeleteRecord)).len(), 1, "a fence deletes nothing");
+    }
+
+    #[test]
+    fn a_cluster_scaled_to_zero_stops_as_a_whole() {
+        let edits = [edit("09", json!({"spec": {"replicas": 0}})), edit("11", json!({"spec": {"replicas": 3}}))];
+        let lines = logs(&[(A, START), (B, SECOND)]);
+        let verdict = |disruption| check(&lines, &[disruption], &BTreeMap::new(), &asked(&edits)).violations;
+        assert_eq!(verdict(at("10.0", A, What::Stop)), Vec::<String>::new());
+        assert_eq!(verdict(at("12.0", A, What::Stop)).len(), 1);
+    }
+
+    #[test]
     fn a_leader_asked_to_remove_itself_is_a_violation() {
         let asked = |id: &str| {
             format!(
@@ -423,7 +514,7 @@ mod tests {
                  change=Remove {{ id: {id} }} expect=ConfigAt {{ incarnation: 1, term: 2, index: 9 }}"
             )
         };
-        let verdict = |id| check(&logs(&[(A, START), (B, SECOND), (A, &asked(id))]), &[], &BTreeMap::new());
+        let verdict = |id| check(&logs(&[(A, START), (B, SECOND), (A, &asked(id))]), &[], &BTreeMap::new(), &[]);
         assert_eq!(verdict("1a").violations.len(), 1, "{:?}", verdict("1a"));
         assert_eq!((verdict("2b").checked, verdict("2b").violations.len()), (1, 0));
     }
@@ -434,8 +525,8 @@ mod tests {
         assert!(judge(&logs(&[(A, &alone)]), at("10.0", A, What::Evict)).violations.is_empty());
         let deleted = BTreeMap::from([("n/orders".to_owned(), "2026-11-25T07:00:09Z".parse().unwrap())]);
         let stop = [at("10.0", A, What::Stop)];
-        assert_eq!(check(&log(A, START), &stop, &deleted).violations.len(), 0);
-        assert_eq!(check(&log(A, START), &stop, &BTreeMap::new()).violations.len(), 1);
+        assert_eq!(check(&log(A, START), &stop, &deleted, &[]).violations.len(), 0);
+        assert_eq!(check(&log(A, START), &stop, &BTreeMap::new(), &[]).violations.len(), 1);
     }
 
     #[test]

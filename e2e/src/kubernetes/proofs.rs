@@ -26,10 +26,11 @@ pub async fn prove(cluster: &Cluster, evidence: &Evidence, report: &mut Report) 
     report.scenario(PROOFS[1], rights(cluster)).await
 }
 
-/// The operator's requests, and everybody's deletions of clusters.
+/// The operator's requests, and what everybody asked of clusters.
 struct Log {
     operators: Vec<audit::Request>,
     deleted: BTreeMap<String, Timestamp>,
+    asked: Vec<handover::Asked>,
 }
 
 fn log(cluster: &Cluster, from: u64) -> Result<Log> {
@@ -38,11 +39,12 @@ fn log(cluster: &Cluster, from: u64) -> Result<Log> {
     let all = audit::read(path, from, &[&user, "consistentclusters"])?;
     let gone = all.iter().filter(|r| r.resource == "consistentclusters" && r.verb == "delete" && r.succeeded());
     let deleted = gone.map(|r| (format!("{}/{}", r.namespace, r.name), r.at)).collect();
-    Ok(Log { operators: all.into_iter().filter(|r| r.user == user).collect(), deleted })
+    let asked = handover::asked(&all);
+    Ok(Log { asked, deleted, operators: all.into_iter().filter(|r| r.user == user).collect() })
 }
 
 fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
-    let Log { operators: requests, deleted } = log(cluster, evidence.audit_start)?;
+    let Log { operators: requests, deleted, asked } = log(cluster, evidence.audit_start)?;
     let bare = requests.iter().find(|r| r.resource == "statefulsets" && r.verb == "update" && r.body.is_null());
     ensure!(bare.is_none(), "the audit policy hides what StatefulSets are changed to: {bare:?}");
     let lines: Vec<handover::Line> = evidence
@@ -51,7 +53,7 @@ fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
         .iter()
         .filter_map(|(pod, line)| handover::line(pod.strip_suffix("-0").unwrap_or(pod), line))
         .collect();
-    let verdict = handover::check(&lines, &handover::disruptions(&requests), &deleted);
+    let verdict = handover::check(&lines, &handover::disruptions(&requests), &deleted, &asked);
     if !verdict.violations.is_empty() {
         bail!("{} of {} disruptions: {}", verdict.violations.len(), verdict.checked, verdict.violations.join("; "));
     }
