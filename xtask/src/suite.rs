@@ -227,7 +227,7 @@ fn hosted_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
     if let Some(host) = target.kind.as_ref().and_then(kind::Cluster::docker_host) {
         command.env("DOCKER_HOST", host);
     }
-    let result = target.install_chart().and_then(|()| cmd::run(&mut command));
+    let result = target.install_chart(&[]).and_then(|()| cmd::run(&mut command));
     if !args.keep && !args.current_context {
         kind::down()?;
     }

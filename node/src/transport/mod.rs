@@ -305,3 +305,73 @@ fn dial(local: &Arc<Local>, runtime: &tokio::runtime::Handle, to: MemberId, purp
 
 /// The index of a snapshot that never was.
 pub(crate) const NO_SNAPSHOT: Index = 0;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::snapshot::testing::small_member;
+    use crate::tls::Role;
+
+    /// What became of a connection that brings a snapshot, by its number.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    enum Seen {
+        Began(usize),
+        Ended(usize),
+    }
+
+    /// A peer that welcomes whoever comes, takes what it is sent, and never says that it has a snapshot.
+    async fn slow_peer(listener: TcpListener, seen: mpsc::UnboundedSender<Seen>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (seen, count) = (seen.clone(), count.clone());
+            tokio::spawn(async move {
+                let Ok(Frame::Hello(hello)) = read_frame(&mut stream).await else { return };
+                link::write_frame(&mut stream, &Frame::Welcome { refusal: None })
+                    .await
+                    .expect("it waits for a welcome");
+                let number = (hello.purpose == Purpose::Snapshot).then(|| count.fetch_add(1, Ordering::Relaxed));
+                number.map(|number| seen.send(Seen::Began(number)));
+                while read_frame(&mut stream).await.is_ok() {}
+                number.map(|number| seen.send(Seen::Ended(number)));
+            });
+        }
+    }
+
+    async fn next(seen: &mut mpsc::UnboundedReceiver<Seen>) -> Seen {
+        let within = tokio::time::timeout(Duration::from_secs(30), seen.recv()).await;
+        within.expect("connections begin and end as they should").expect("the peer goes on")
+    }
+
+    #[tokio::test]
+    async fn one_snapshot_at_a_time_goes_to_a_member_and_none_when_this_one_stops_leading() {
+        let (member, to) = (small_member(20), MemberId(2));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (seen, mut told) = mpsc::unbounded_channel();
+        tokio::spawn(slow_peer(listener, seen));
+        let (inbox, _inputs) = std::sync::mpsc::channel();
+        let local = Arc::new(Local {
+            hello: Hello { member: MemberId(1), ..Hello::of_nobody(Purpose::Control, 0) },
+            inbox: Inbox(inbox),
+            snapshots: member.snapshots.clone(),
+            addresses: Mutex::new(BTreeMap::from([(to, vec![url])])),
+            members: Mutex::default(),
+            identities: Identities::open(member.dir.path().join("peers")).expect("nothing there yet"),
+            versions: Arc::default(),
+            plane: Arc::new(Plane::plain(Role::Peer)),
+        });
+        let mut peers = Peers::new(local, tokio::runtime::Handle::current());
+        peers.send_snapshot(to, 1);
+        assert_eq!(next(&mut told).await, Seen::Began(0));
+        peers.send_snapshot(to, 1);
+        let mut both = [next(&mut told).await, next(&mut told).await];
+        both.sort_by_key(|seen| *seen == Seen::Began(1));
+        assert_eq!(both, [Seen::Ended(0), Seen::Began(1)]);
+        peers.stop_snapshots();
+        assert_eq!(next(&mut told).await, Seen::Ended(1));
+    }
+}

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, PersistentVolumeClaim,
-    PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
-    Service, ServicePort, ServiceSpec, Toleration, TopologySpreadConstraint, Volume, VolumeMount,
-    VolumeResourceRequirements, WeightedPodAffinityTerm,
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Lifecycle, LifecycleHandler,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PodAffinityTerm,
+    PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
+    SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec, SleepAction, Toleration,
+    TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements, WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
@@ -31,6 +31,9 @@ pub const METRICS_PORT: i32 = 2382;
 const USER: i64 = 65532;
 /// A member hands leadership over, flushes and ends well within this.
 const GRACE_SECONDS: i64 = 30;
+/// A member that is to go serves on for this long, and only then sends its clients away: by then no node sends new connections
+/// to it, so whoever comes back by the Service finds another member at once.
+const LAME_DUCK_SECONDS: i64 = 3;
 /// Replaying a long log is no failure: ten minutes.
 const STARTUP_TRIES: i32 = 200;
 const PROBE_SECONDS: i32 = 3;
@@ -424,6 +427,13 @@ fn container(cluster: &ValidatedCluster, facts: RecordFacts<'_>) -> Container {
         startup_probe: Some(probe(probed, "/livez", STARTUP_TRIES)),
         liveness_probe: Some(probe(probed, "/livez", 10)),
         readiness_probe: Some(probe(probed, "/readyz", 2)),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: LAME_DUCK_SECONDS }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
         resources: resources(cluster),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
