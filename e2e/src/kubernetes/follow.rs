@@ -19,8 +19,39 @@ use super::handover::{self, Event, LOG_ENDED};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const RETRY_AFTER: Duration = Duration::from_millis(300);
 
-/// The newest leader's term and when it began to serve, by `namespace/cluster`.
-pub type Leaders = Arc<Mutex<BTreeMap<String, (u64, Timestamp)>>>;
+/// The newest leader, by `namespace/cluster`.
+pub type Leaders = Arc<Mutex<BTreeMap<String, Leading>>>;
+
+/// A leader that was ready to serve at some time, by its own log.
+#[derive(Debug, Clone)]
+pub struct Leading {
+    pub term: u64,
+    pub since: Timestamp,
+    member: String,
+    /// It may have been one for a moment only, of which nobody needs to tell afterwards.
+    pub still_leads: bool,
+}
+
+fn take_note(leaders: &Leaders, cluster: String, member: &str, event: &Event, at: Timestamp) {
+    let mut leaders = leaders.lock().expect("nobody panics with this lock held");
+    let newest = leaders.get_mut(&cluster);
+    match event {
+        Event::LeaderReady { term } if newest.as_ref().is_none_or(|newest| newest.term < *term) => {
+            let leading = Leading { term: *term, since: at, member: member.to_owned(), still_leads: true };
+            leaders.insert(cluster, leading);
+        }
+        Event::Retired | Event::Started { .. } | Event::Ended => {
+            newest.filter(|newest| newest.member == member).into_iter().for_each(|newest| newest.still_leads = false);
+        }
+        _ => {}
+    }
+}
+
+fn cluster_of(pod: &Pod) -> (String, &str) {
+    let member = pod.name.strip_suffix("-0").unwrap_or(&pod.name);
+    let cluster = member.rsplit_once('-').map_or(member, |(cluster, _)| cluster);
+    (format!("{}/{cluster}", pod.namespace), member)
+}
 
 /// Runs until dropped. One file a pod: `<namespace>_<pod>_<uid>.log`.
 #[derive(Debug)]
@@ -96,6 +127,8 @@ async fn follow(api: Api, pod: Pod, dir: PathBuf, leaders: Leaders) {
         }
         if matches!(is_there(&api, &pod).await, Ok(false)) {
             let _ = append(&file, &format!("{:.6} {LOG_ENDED}\n", Timestamp::now())).await;
+            let (cluster, member) = cluster_of(&pod);
+            take_note(&leaders, cluster, member, &Event::Ended, Timestamp::now());
             return;
         }
         tokio::time::sleep(RETRY_AFTER).await;
@@ -115,7 +148,7 @@ async fn append(file: &Path, text: &str) -> Result<()> {
 
 /// Reads from after `last` to the end of the stream. The server's own times tell which lines are known already.
 async fn read_on(api: &Api, pod: &Pod, file: &Path, last: &mut Option<Timestamp>, leaders: &Leaders) -> Result<()> {
-    let member = pod.name.strip_suffix("-0").unwrap_or(&pod.name);
+    let (cluster, member) = cluster_of(pod);
     let since = last.map(|at| format!("&sinceTime={at:.0}")).unwrap_or_default();
     let path = format!("/api/v1/namespaces/{}/pods/{}/log?follow=true&timestamps=true{since}", pod.namespace, pod.name);
     let mut lines = api.stream(&path).await?.lines();
@@ -126,13 +159,8 @@ async fn read_on(api: &Api, pod: &Pod, file: &Path, last: &mut Option<Timestamp>
             continue;
         }
         *last = Some(at);
-        if let Some(Event::LeaderReady { term }) = handover::line(member, text).map(|line| line.event) {
-            let cluster = member.rsplit_once('-').map_or(member, |(cluster, _)| cluster);
-            let mut leaders = leaders.lock().expect("nobody panics with this lock held");
-            let newest = leaders.entry(format!("{}/{cluster}", pod.namespace)).or_insert((term, at));
-            if newest.0 < term {
-                *newest = (term, at);
-            }
+        if let Some(told) = handover::line(member, text) {
+            take_note(leaders, cluster.clone(), member, &told.event, at);
         }
         append(file, &format!("{text}\n")).await?;
     }
@@ -165,4 +193,30 @@ pub fn each_line(
             tokio::time::sleep(RETRY_AFTER).await;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leads_no_more_need_not_be_told() {
+        let leaders = Leaders::default();
+        let at: Timestamp = "2026-11-25T07:00:00Z".parse().unwrap();
+        let note = |member: &str, event: &Event| take_note(&leaders, "n/orders".to_owned(), member, event, at);
+        let newest = || {
+            let leaders = leaders.lock().unwrap();
+            leaders.get("n/orders").map(|newest| (newest.term, newest.still_leads))
+        };
+        note("orders-a", &Event::LeaderReady { term: 3 });
+        note("orders-b", &Event::Retired);
+        assert_eq!(newest(), Some((3, true)));
+        note("orders-a", &Event::Retired);
+        note("orders-b", &Event::LeaderReady { term: 2 });
+        assert_eq!(newest(), Some((3, false)));
+        note("orders-b", &Event::LeaderReady { term: 4 });
+        assert_eq!(newest(), Some((4, true)));
+        note("orders-b", &Event::Ended);
+        assert_eq!(newest(), Some((4, false)));
+    }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::cluster::{NAME, text};
-use super::follow::Leaders;
+use super::follow::{Leaders, Leading};
 use super::{KubernetesArgs, api::Api};
 
 /// The error of every figure.
@@ -107,13 +107,13 @@ fn down(status: &Value, pods: &[Value]) -> Untrue {
 
 /// A leader that serves in a later term than the one shown.
 fn leader(status: &Value, leaders: &Leaders, cluster: &str) -> Untrue {
-    let known = leaders.lock().expect("nobody panics with this lock held").get(cluster).copied();
-    let Some((term, at)) = known else { return Vec::new() };
+    let known = leaders.lock().expect("nobody panics with this lock held").get(cluster).cloned();
+    let Some(Leading { term, since, .. }) = known.filter(|known| known.still_leads) else { return Vec::new() };
     let shown = status["leader"]["term"].as_u64().or(status["raft"]["term"].as_u64()).unwrap_or_default();
     if shown >= term {
         return Vec::new();
     }
-    let age = u64::try_from(Timestamp::now().duration_since(at).as_millis()).unwrap_or_default();
+    let age = u64::try_from(Timestamp::now().duration_since(since).as_millis()).unwrap_or_default();
     let since = Instant::now().checked_sub(Duration::from_millis(age)).unwrap_or_else(Instant::now);
     vec![("new leader", term.to_string(), since)]
 }
