@@ -3,6 +3,7 @@
 //! Reads never wait for it: it publishes an immutable view after each batch.
 
 use std::collections::BinaryHeap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -73,6 +74,8 @@ pub(crate) struct Applier {
     is_checkpointing: bool,
     /// An entry came that this program must not apply: it applies nothing any more.
     is_too_old: bool,
+    /// Where the version that was agreed on is kept.
+    dir: PathBuf,
 }
 
 /// What an apply round owes after its view is published.
@@ -91,6 +94,7 @@ impl Applier {
         shared: Arc<Shared>,
         checkpoints: Sender<Checkpoint>,
         checkpoint_every: u64,
+        dir: PathBuf,
     ) -> Applier {
         Applier {
             machine,
@@ -107,6 +111,7 @@ impl Applier {
             applied_bytes: 0,
             is_checkpointing: false,
             is_too_old: false,
+            dir,
         }
     }
 
@@ -206,6 +211,12 @@ impl Applier {
 
     /// What follows in the log may mean nothing to this program, or something else.
     fn ends_as_too_old(&mut self, agreed: ClusterVersion) -> bool {
+        if agreed > self.machine.cluster_version()
+            && let Err(error) = versions::keep(&self.dir, agreed)
+        {
+            // The log says it as well, only later.
+            tracing::warn!(%error, "the version that the cluster agreed on is not kept beside the log");
+        }
         if let Some(why) = versions::why_too_old(agreed) {
             self.is_too_old = true;
             self.inbox.tell(DriverInput::TooOld { why });

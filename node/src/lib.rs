@@ -148,6 +148,10 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     tokio::spawn(tls.clone().keep_fresh());
     let mut interrupts = Interrupts::new()?;
     let boot_nonce = random()?;
+    let too_old = |agreed: Option<ClusterVersion>| agreed.and_then(versions::why_too_old);
+    if let Some(why) = too_old(versions::kept(&args.data_dir).context("cannot read what the cluster agreed on")?) {
+        bail!(why);
+    }
     let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
     let engine_meta = loaded.as_ref().map(|(meta, _)| meta);
     let (lost, told) = tokio::sync::watch::channel(String::new());
@@ -173,7 +177,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     }
     let (opened, at_start) = adopted?;
     drop(faults);
-    if let Some(why) = loaded.as_ref().and_then(|(_, machine)| versions::why_too_old(machine.cluster_version())) {
+    if let Some(why) = too_old(loaded.as_ref().map(|(_, machine)| machine.cluster_version())) {
         bail!(why);
     }
     let (engine, machine) = match loaded {
@@ -350,9 +354,16 @@ impl Threads<'_> {
             let snapshots = self.snapshots.clone();
             spawn("checkpoint", move || snapshot::run(&snapshots, &checkpoints, &inbox, &apply, &shared))?;
         }
-        let every = self.args.snapshot_count;
-        let applier =
-            apply::Applier::new(machine, at_start, self.inbox.clone(), self.shared.clone(), checkpoint_sender, every);
+        let (every, dir) = (self.args.snapshot_count, self.args.data_dir.clone());
+        let applier = apply::Applier::new(
+            machine,
+            at_start,
+            self.inbox.clone(),
+            self.shared.clone(),
+            checkpoint_sender,
+            every,
+            dir,
+        );
         spawn("apply", move || applier.run(&apply_inputs))?;
         let out = Outlets {
             log: log_sender,

@@ -155,6 +155,7 @@ impl Snapshots {
                     *snapshots.current() = Some(chain);
                     break;
                 }
+                Err(error) if error.is::<load::OtherFormat>() => return Err(error),
                 // An older one with a longer log does as well; if the log was cut already, the start is refused.
                 Err(error) => tracing::error!("checkpoint {} is unreadable: {error:#}", dir.display()),
             }

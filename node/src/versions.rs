@@ -1,10 +1,12 @@
 //! Which version each member speaks, and what all of them can agree on.
 //!
 //! Each member tells its version when it dials; it counts as known for as long as that connection lives, so a member that
-//! comes back as an older build is never taken for the newer one it was. Whoever leads proposes the lowest version of all
+//! comes back as an older build is soon known as that; if the version was raised meanwhile, it stops. Whoever leads proposes the lowest version of all
 //! members once it knows them all; see [`quorate_state::cluster_version`] for what follows from that.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use quorate_raft::RoleName;
 use quorate_raft::types::MemberId;
 use quorate_state::{ClusterVersion, Command};
 
+use crate::files::write_durably;
 use crate::handle::Handle;
 
 /// How often the leader looks whether all members understand more than was agreed on.
@@ -100,6 +103,36 @@ pub(crate) async fn agree(handle: Handle, versions: Arc<Versions>) {
     }
 }
 
+/// Beside the log: what the cluster had agreed on when this member applied it. The log tells it too, but an older program would
+/// get there only after it had answered others, who would count on it.
+const FILE: &str = "cluster-version";
+
+/// Durable on return.
+pub(crate) fn keep(dir: &Path, agreed: ClusterVersion) -> io::Result<()> {
+    let text = agreed.to_string();
+    write_durably(&dir.join(FILE), format!("{text} {:08x}\n", crc32c::crc32c(text.as_bytes())).as_bytes())
+}
+
+/// What was kept. A damaged file says nothing, for what it says stands in the log as well.
+pub(crate) fn kept(dir: &Path) -> io::Result<Option<ClusterVersion>> {
+    let text = match std::fs::read(dir.join(FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let parsed = parse(&text);
+    if parsed.is_none() {
+        tracing::warn!("{} is damaged and ignored", dir.join(FILE).display());
+    }
+    Ok(parsed)
+}
+
+fn parse(text: &[u8]) -> Option<ClusterVersion> {
+    let (version, crc) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.split_once(' ')?;
+    let (major, minor) = version.split_once('.')?;
+    let is_sound = format!("{:08x}", crc32c::crc32c(version.as_bytes())) == crc;
+    is_sound.then_some(ClusterVersion::new(major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// Why this program may not go on from a state of that version. None: it may.
 pub(crate) fn why_too_old(agreed: ClusterVersion) -> Option<String> {
     (agreed > ClusterVersion::SPOKEN).then(|| {
@@ -138,6 +171,22 @@ mod tests {
         let _after = versions.connected(MemberId(2), OLD);
         drop(before);
         assert_eq!(versions.lowest(OWN, &[MemberId(2)]), Some(OLD));
+    }
+
+    #[test]
+    fn what_was_agreed_on_is_kept_and_a_damaged_file_says_nothing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(kept(dir.path()).expect("readable"), None);
+        keep(dir.path(), ClusterVersion::new(7, 2)).expect("writable");
+        assert_eq!(kept(dir.path()).expect("readable"), Some(ClusterVersion::new(7, 2)));
+        let file = dir.path().join(FILE);
+        let sound = std::fs::read(&file).expect("readable");
+        for bit in 0..sound.len() * 8 {
+            let mut rotten = sound.clone();
+            rotten[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&file, &rotten).expect("writable");
+            assert_eq!(kept(dir.path()).expect("readable"), None, "bit {bit}");
+        }
     }
 
     #[test]

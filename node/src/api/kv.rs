@@ -51,7 +51,7 @@ impl Api {
 
     async fn propose(&self, command: &Command) -> Result<quorate_state::Response, Status> {
         command.validate(self.options().limits).map_err(status::of_state)?;
-        if command.grows() && (self.is_full() || self.handle().view().alarms().next().is_some()) {
+        if command.grows() && self.is_full() {
             return Err(status::no_space());
         }
         let applied = self.handle().propose(command).await.map_err(status::of_call)?;

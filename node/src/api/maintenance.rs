@@ -56,7 +56,10 @@ impl Api {
     }
 
     /// Gives what stood. The one that follows from the size goes by itself.
-    async fn lower(&self, member_id: u64) -> Result<Vec<pb::AlarmMember>, Status> {
+    async fn lower(&self, member_id: u64, alarm: i32) -> Result<Vec<pb::AlarmMember>, Status> {
+        if alarm == i32::from(pb::AlarmType::Corrupt) {
+            return Ok(Vec::new());
+        }
         let own = self.handle().identity().member_id.0;
         let member = if member_id == 0 { own } else { member_id };
         let view = self.handle().linearizable_view().await.map_err(status::of_call)?;
@@ -88,7 +91,7 @@ impl Maintenance for Api {
         let alarms = match AlarmAction::try_from(action) {
             Ok(AlarmAction::Get) => self.alarms(),
             Ok(AlarmAction::Activate) => self.raise(member_id, alarm).await?,
-            Ok(AlarmAction::Deactivate) => self.lower(member_id).await?,
+            Ok(AlarmAction::Deactivate) => self.lower(member_id, alarm).await?,
             Err(_) => return Err(Status::invalid_argument("etcdserver: unknown alarm action")),
         };
         Ok(Response::new(pb::AlarmResponse { header: self.current_header(), alarms }))

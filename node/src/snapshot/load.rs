@@ -13,6 +13,8 @@ use quorate_state::{Machine, RestoreError, Restored, Restorer, RunEnd};
 
 use super::{Chain, RunFile, RunKind, decode_meta, parse_name};
 
+/// Where the length of a chunk's body stands in its head.
+const BODY_BYTES_AT: usize = 10;
 /// Threads that decode; more than the memory's bandwidth can feed are of no use.
 const DECODERS_MAX: usize = 8;
 /// Chunks read ahead of the decoders: a few megabytes.
@@ -89,6 +91,38 @@ pub(super) fn verify(path: &Path) -> Result<(Place, u64)> {
     Ok((place, bytes))
 }
 
+/// A run in a format of another release. It stays as it is, for a program that can read it.
+#[derive(Debug)]
+pub(crate) struct OtherFormat {
+    path: PathBuf,
+    version: u8,
+}
+
+impl std::fmt::Display for OtherFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let OtherFormat { path, version } = self;
+        let own = snapshot::FORMAT_VERSION;
+        write!(
+            f,
+            "{} has format version {version}, this program reads version {own}: run the release that wrote it; nothing was changed",
+            path.display()
+        )
+    }
+}
+
+impl std::error::Error for OtherFormat {}
+
+fn of_other_format(path: &Path) -> Option<OtherFormat> {
+    let mut chunk = vec![0; HEAD_BYTES];
+    let mut file = File::open(path).ok()?;
+    file.read_exact(&mut chunk).ok()?;
+    file.take(snapshot::CHUNK_BYTES_MAX as u64).read_to_end(&mut chunk).ok()?;
+    let body = u32::from_le_bytes(chunk.get(BODY_BYTES_AT..BODY_BYTES_AT + 4)?.try_into().ok()?);
+    let first = chunk.get(..HEAD_BYTES.checked_add(usize::try_from(body).ok()?)?)?;
+    let version = snapshot::other_format(first)?;
+    Some(OtherFormat { path: path.to_owned(), version })
+}
+
 /// Loads the newest state a chain's directory gives. Runs that cannot be read are given up, newest first.
 pub(super) fn newest(dir: &Path) -> Result<(Chain, Machine)> {
     let (mut whole, mut changes) = (None, Vec::new());
@@ -114,6 +148,10 @@ pub(super) fn newest(dir: &Path) -> Result<(Chain, Machine)> {
                 return Ok((Chain { dir: dir.to_owned(), meta, runs }, restored.machine));
             }
             Err(error) => {
+                let runs = changes.iter().chain([&whole]).map(|(_, path)| path);
+                if let Some(other) = runs.filter_map(|path| of_other_format(path)).next() {
+                    return Err(other.into());
+                }
                 let Some((_, path)) = changes.pop() else { return Err(error) };
                 tracing::error!("{} or a run before it is unreadable: {error:#}", path.display());
                 std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;

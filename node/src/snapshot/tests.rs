@@ -365,3 +365,37 @@ fn fill() {
     assert!(snapshots.write(checkpoint).expect("writes"));
     println!("{n} keys, {} MiB by the quota's count", machine.size_bytes() >> 20);
 }
+
+/// The first chunk of a run as a release with another format would have sealed it.
+fn as_of_other_format(run: &mut [u8]) {
+    let head = quorate_state::snapshot::HEAD_BYTES;
+    let body = u32::from_le_bytes(run[10..14].try_into().expect("four bytes"));
+    let end = head + usize::try_from(body).expect("it fits");
+    run[4] = quorate_state::snapshot::FORMAT_VERSION + 1;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&run[..head - 4]), &run[head..end]);
+    run[head - 4..head].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn runs_of_another_format_are_left_as_they_are_and_rotten_ones_are_not() {
+    for other in 0..3 {
+        let member = small_member(20);
+        let chain = member.snapshots.newest().expect("a checkpoint");
+        let path = chain.dir.join(chain.runs[other].name());
+        let sound = fs::read(&path).expect("readable");
+        let mut bytes = sound.clone();
+        as_of_other_format(&mut bytes);
+        fs::write(&path, &bytes).expect("writable");
+        let before = entries(&chain.dir);
+        let root = member.dir.path().join("snap");
+        let error = Snapshots::open(root.clone()).map(drop).expect_err("it is not this program's to read");
+        assert!(error.is::<load::OtherFormat>() && error.to_string().contains("run the release"), "{error:#}");
+        assert_eq!(entries(&chain.dir), before);
+        // With the same byte changed by rot its checksum says so.
+        let mut rotten = sound;
+        rotten[4] += 1;
+        fs::write(&path, &rotten).expect("writable");
+        let (_, loaded) = Snapshots::open(root).expect("rot is no reason to stop here");
+        assert_eq!(loaded.is_some(), other > 0, "what comes before the rot is still good");
+    }
+}

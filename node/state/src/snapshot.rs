@@ -37,7 +37,7 @@ pub const CHUNK_BYTES_MAX: usize = 20 << 20;
 /// magic 4, version 1, last 1, sequence 4, body length 4, CRC of the chunk before 4, CRC 4.
 pub const HEAD_BYTES: usize = 22;
 const MAGIC: u32 = 0x5153_4E50;
-const FORMAT_VERSION: u8 = 3;
+pub const FORMAT_VERSION: u8 = 3;
 const RECORD: u8 = 1;
 const END: u8 = 2;
 /// Beyond every change: all of the changes kept are bare.
@@ -118,6 +118,15 @@ impl Head {
     pub fn chunk_bytes(&self) -> usize {
         HEAD_BYTES + self.body_bytes
     }
+}
+
+/// The format of a whole chunk that is sound but of another format than this program's: no damage, and not to be taken for any.
+pub fn other_format(chunk: &[u8]) -> Option<u8> {
+    let (head, body) = chunk.split_at_checked(HEAD_BYTES)?;
+    let (covered, crc) = head.split_at(HEAD_BYTES - 4);
+    let version = covered[4];
+    let is_sound = crc32c::crc32c_append(crc32c::crc32c(covered), body).to_le_bytes() == crc;
+    (covered[..4] == MAGIC.to_le_bytes() && version != FORMAT_VERSION && is_sound).then_some(version)
 }
 
 /// Checks a chunk for itself: length and checksum. Its place is another matter.

@@ -398,17 +398,18 @@ fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: Me
 /// A voter that is down already goes before anything else is rolled: it may be why nothing else can. One that the roll itself
 /// took down comes back, and is no reason to change the order.
 pub(crate) fn shrink_down(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
-    let victim = victim(pass, leader)?;
-    let down = victim.member_id.is_some_and(|id| !leader.is_caught_up(id));
-    if !down || is_coming_back(pass, leader, victim) {
-        return None;
-    }
-    shrink(pass, leader)
+    let is_down = |r: &MemberRecord| r.member_id.is_some_and(|id| !leader.is_caught_up(id));
+    let victim = victim(pass, leader, |r| is_down(r) && !is_coming_back(pass, leader, r))?;
+    take_out(pass, leader, victim)
 }
 
 /// Marks one voter to leave when there are more than wanted.
 pub(crate) fn shrink(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
-    let victim = victim(pass, leader)?;
+    let victim = victim(pass, leader, |_| true)?;
+    take_out(pass, leader, victim)
+}
+
+fn take_out(pass: &mut Pass<'_>, leader: Leader<'_>, victim: &MemberRecord) -> Next {
     pass.operate(Operation::ScaleIn, Some(&victim.name));
     if is_planted(Mutant::RemoveWithoutMark) {
         return victim.member_id.map(|id| remove_voter(pass, leader, victim, id));
@@ -417,7 +418,7 @@ pub(crate) fn shrink(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
 }
 
 /// Down first, then from the most crowded zone, then the newest; the leader last.
-fn victim<'a>(pass: &Pass<'a>, leader: Leader<'_>) -> Option<&'a MemberRecord> {
+fn victim<'a>(pass: &Pass<'a>, leader: Leader<'_>, may_go: impl Fn(&MemberRecord) -> bool) -> Option<&'a MemberRecord> {
     let keepers = pass.keepers(leader);
     let zone = |r: &MemberRecord| r.pod.as_ref().and_then(|p| p.zone.clone());
     let crowd =
@@ -427,5 +428,6 @@ fn victim<'a>(pass: &Pass<'a>, leader: Leader<'_>) -> Option<&'a MemberRecord> {
         let down = id.is_some_and(|id| !leader.is_caught_up(id));
         (id != Some(leader.id()), down, crowd(r), r.created_ms, r.name.clone())
     };
-    (keepers.len() > pass.cluster.replicas).then(|| keepers.iter().copied().max_by_key(rank))?
+    let too_many = keepers.len() > pass.cluster.replicas;
+    too_many.then(|| keepers.iter().copied().filter(|r| may_go(r)).max_by_key(rank))?
 }

@@ -17,6 +17,8 @@ use crate::view::{Disk, Leader, View, quorum};
 /// The silence from which a member that is waited for is told to be silent and counts as down, not as restarting, in
 /// milliseconds: longer than a pod is made anew.
 const TOLD_MS_MIN: u64 = 30_000;
+/// A pod older than this, in milliseconds, is no longer on its way back from a restart.
+const RESTART_MS_MAX: u64 = 120_000;
 
 /// The voter that is to be replaced because it was silent for too long; one at a time.
 ///
@@ -51,13 +53,18 @@ fn silence_ms(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> u64
 }
 
 /// A member that just got the newest template and is not back from the restart yet, with nothing that keeps it from coming.
+///
+/// By the leader's word: who answers the operator but not the leader is of no use. And for a while only: who is heard and never
+/// catches up would hold up the rest for ever.
 pub(crate) fn is_coming_back(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord) -> bool {
+    let is_young = |pod: &Pod| pass.now_ms.saturating_sub(pod.created_ms) < RESTART_MS_MAX;
     record.template_hash == pass.template_hash
+        && record.pod.as_ref().is_none_or(is_young)
         && record.running == Running::Started
         && !pass.is_fenced(record)
         && pass.view.disk(record) == Disk::Sound
         && View::refusal(record).is_none()
-        && silence_ms(pass, leader, record) < TOLD_MS_MIN
+        && record.member_id.is_some_and(|id| leader.silence_ms(id) < TOLD_MS_MIN)
         && !is_planted(Mutant::ShrinkBeforeRoll)
 }
 

@@ -152,6 +152,14 @@ impl Stage {
                 self.silent(&full(name));
                 self.progress(&full(name))?.last_ack_age_ms = seconds.parse::<u64>().ok()? * 1_000;
             }
+            ["unheard-by-leader", name, seconds] => {
+                let progress = self.progress(&full(name))?;
+                progress.active = false;
+                progress.last_ack_age_ms = seconds.parse::<u64>().ok()? * 1_000;
+            }
+            ["pod-age", name, seconds] => {
+                self.get(&full(name))?.pod.as_mut()?.created_ms = NOW_MS - seconds.parse::<u64>().ok()? * 1_000;
+            }
             ["never-heard", name] => {
                 self.silent(&full(name));
                 self.progress(&full(name))?.last_ack_age_ms = u64::MAX;
