@@ -13,6 +13,12 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     rename_durably(&temporary, path)
 }
 
+/// The text and its checksum as one line: a flipped bit may turn one digit into another. Who reads it back takes nothing but what
+/// this would give, whatever else would parse.
+pub fn checked_line(text: &str) -> String {
+    format!("{text} {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
 /// Renames and flushes the directory.
 pub fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)?;

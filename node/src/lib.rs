@@ -153,6 +153,9 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         bail!(why);
     }
     let (snapshots, loaded) = Snapshots::open(args.data_dir.join("snap"))?;
+    if let Some(why) = too_old(loaded.as_ref().map(|(_, machine)| machine.cluster_version())) {
+        bail!(why);
+    }
     let engine_meta = loaded.as_ref().map(|(meta, _)| meta);
     let (lost, told) = tokio::sync::watch::channel(String::new());
     let faults = api::Faults::serve(&args.name, &told, &listeners.api.admin, &tls.admin)?;
@@ -177,9 +180,6 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
     }
     let (opened, at_start) = adopted?;
     drop(faults);
-    if let Some(why) = too_old(loaded.as_ref().map(|(_, machine)| machine.cluster_version())) {
-        bail!(why);
-    }
     let (engine, machine) = match loaded {
         Some((meta, machine)) => (Some(meta), machine),
         None => (None, Machine::new()),

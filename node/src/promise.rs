@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::files::write_durably;
+use crate::files::{checked_line, write_durably};
 
 pub(crate) struct Promise {
     file: PathBuf,
@@ -53,14 +53,13 @@ impl Promise {
     }
 }
 
-/// A flipped bit may turn one digit into a smaller one: without a checksum that is a shorter promise.
+/// Without its checksum a flipped bit could make it a shorter promise.
 fn line(us: u64) -> String {
-    format!("{us} {:08x}\n", crc32c::crc32c(us.to_string().as_bytes()))
+    checked_line(&us.to_string())
 }
 
 fn parse(bytes: &[u8]) -> Option<u64> {
     let us = std::str::from_utf8(bytes).ok()?.split(' ').next()?.parse().ok()?;
-    // Nothing but what was written is taken, whatever else would parse.
     (line(us).as_bytes() == bytes).then_some(us)
 }
 

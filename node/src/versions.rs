@@ -1,8 +1,9 @@
 //! Which version each member speaks, and what all of them can agree on.
 //!
 //! Each member tells its version when it dials; it counts as known for as long as that connection lives, so a member that
-//! comes back as an older build is soon known as that; if the version was raised meanwhile, it stops. Whoever leads proposes the lowest version of all
-//! members once it knows them all; see [`quorate_state::cluster_version`] for what follows from that.
+//! comes back as an older build is soon known as that; if the version was raised meanwhile, it stops. Whoever leads
+//! proposes the lowest version of all members once it knows them all; see [`quorate_state::cluster_version`] for what
+//! follows from that.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +15,7 @@ use quorate_raft::RoleName;
 use quorate_raft::types::MemberId;
 use quorate_state::{ClusterVersion, Command};
 
-use crate::files::write_durably;
+use crate::files::{checked_line, write_durably};
 use crate::handle::Handle;
 
 /// How often the leader looks whether all members understand more than was agreed on.
@@ -109,8 +110,7 @@ const FILE: &str = "cluster-version";
 
 /// Durable on return.
 pub(crate) fn keep(dir: &Path, agreed: ClusterVersion) -> io::Result<()> {
-    let text = agreed.to_string();
-    write_durably(&dir.join(FILE), format!("{text} {:08x}\n", crc32c::crc32c(text.as_bytes())).as_bytes())
+    write_durably(&dir.join(FILE), checked_line(&agreed.to_string()).as_bytes())
 }
 
 /// What was kept. A damaged file says nothing, for what it says stands in the log as well.
@@ -127,10 +127,9 @@ pub(crate) fn kept(dir: &Path) -> io::Result<Option<ClusterVersion>> {
 }
 
 fn parse(text: &[u8]) -> Option<ClusterVersion> {
-    let (version, crc) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.split_once(' ')?;
-    let (major, minor) = version.split_once('.')?;
-    let is_sound = format!("{:08x}", crc32c::crc32c(version.as_bytes())) == crc;
-    is_sound.then_some(ClusterVersion::new(major.parse().ok()?, minor.parse().ok()?))
+    let (major, minor) = std::str::from_utf8(text).ok()?.split(' ').next()?.split_once('.')?;
+    let version = ClusterVersion::new(major.parse().ok()?, minor.parse().ok()?);
+    (checked_line(&version.to_string()).as_bytes() == text).then_some(version)
 }
 
 /// Why this program may not go on from a state of that version. None: it may.

@@ -56,4 +56,17 @@ async fn an_alarm_waits_for_all_members_and_then_stops_growth_on_each() {
     assert_eq!(lowered, [second]);
     assert!(alarm(&cluster, 2, AlarmAction::Get, 0).await.expect("told").is_empty());
     cluster.members[0].put_surely("k1", "v").await;
+
+    // What was agreed on stands beside the log, so that an older program stops before it answers anybody.
+    let kept = cluster.data_dir(2).join("cluster-version");
+    assert!(std::fs::read_to_string(&kept).expect("it is kept").starts_with("0.1 "));
+    cluster.members[2].kill();
+    let starts = cluster.log(2).matches("started member").count();
+    std::fs::write(&kept, format!("9.0 {:08x}\n", crc32c::crc32c(b"9.0"))).expect("writable");
+    cluster.run(2, "new");
+    until("it says why it stops", || async {
+        cluster.log(2).contains("the cluster has agreed on version 9.0").then_some(())
+    })
+    .await;
+    assert_eq!(cluster.log(2).matches("started member").count(), starts);
 }

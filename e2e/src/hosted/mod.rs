@@ -76,22 +76,17 @@ pub async fn run(args: HostedArgs) -> Result<()> {
 }
 
 impl Suite {
-    async fn run(&self, program: &str, args: &[&str], input: Option<String>) -> Result<String> {
+    async fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let mut command = Command::new(program);
-        command.args(args).stdin(std::process::Stdio::piped()).kill_on_drop(true);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
-        if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
-            tokio::io::AsyncWriteExt::write_all(&mut pipe, input.as_bytes()).await?;
-        }
-        let output = child.wait_with_output().await?;
+        command.args(args).stdin(std::process::Stdio::null()).kill_on_drop(true);
+        let output = command.output().await.with_context(|| format!("cannot start {program}"))?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{program} {}: {}", args.join(" "), error.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     async fn kubectl(&self, args: &[&str]) -> Result<String> {
-        self.run(&self.args.kubectl.display().to_string(), args, None).await
+        self.run(&self.args.kubectl.display().to_string(), args).await
     }
 
     fn path(&self) -> String {
@@ -109,9 +104,9 @@ impl Suite {
         let addresses = worker["status"]["addresses"].as_array().into_iter().flatten();
         let address = addresses.filter(|a| a["type"] == "InternalIP").find_map(|a| a["address"].as_str());
         let address = address.context("the node has no address")?;
-        self.run("docker", &["exec", &self.node, "ip", "route", "replace", "local", RANGE, "dev", "lo"], None).await?;
+        self.run("docker", &["exec", &self.node, "ip", "route", "replace", "local", RANGE, "dev", "lo"]).await?;
         for other in nodes.iter().map(name).filter(|other| *other != self.node) {
-            self.run("docker", &["exec", &other, "ip", "route", "replace", RANGE, "via", address], None).await?;
+            self.run("docker", &["exec", &other, "ip", "route", "replace", RANGE, "via", address]).await?;
         }
         self.kubectl(&["create", "namespace", &self.args.namespace]).await?;
         let pod = json!({
@@ -232,7 +227,7 @@ impl Suite {
         });
         let node = operator.and_then(|pod| pod["spec"]["nodeName"].as_str()).context("no operator runs")?;
         let script = "cat /proc/$(pgrep -o -x quorate-operato)/status";
-        let status = self.run("docker", &["exec", node, "sh", "-c", script], None).await?;
+        let status = self.run("docker", &["exec", node, "sh", "-c", script]).await?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());

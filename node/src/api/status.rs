@@ -73,7 +73,8 @@ pub(crate) fn too_many_learners() -> Status {
 
 pub(crate) fn not_all_members_can(what: &str, feature: Feature, agreed: ClusterVersion) -> Status {
     Status::failed_precondition(format!(
-        "etcdserver: {what} needs cluster version {}, and the cluster has agreed on {agreed}: it rises by itself once every member runs a release that understands it, so upgrade all of them first",
+        "etcdserver: {what} needs cluster version {}, and the cluster has agreed on {agreed}: \
+         it rises by itself once every member runs a release that understands it, so upgrade all of them first",
         feature.since()
     ))
 }

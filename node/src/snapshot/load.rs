@@ -13,8 +13,6 @@ use quorate_state::{Machine, RestoreError, Restored, Restorer, RunEnd};
 
 use super::{Chain, RunFile, RunKind, decode_meta, parse_name};
 
-/// Where the length of a chunk's body stands in its head.
-const BODY_BYTES_AT: usize = 10;
 /// Threads that decode; more than the memory's bandwidth can feed are of no use.
 const DECODERS_MAX: usize = 8;
 /// Chunks read ahead of the decoders: a few megabytes.
@@ -113,13 +111,9 @@ impl std::fmt::Display for OtherFormat {
 impl std::error::Error for OtherFormat {}
 
 fn of_other_format(path: &Path) -> Option<OtherFormat> {
-    let mut chunk = vec![0; HEAD_BYTES];
-    let mut file = File::open(path).ok()?;
-    file.read_exact(&mut chunk).ok()?;
-    file.take(snapshot::CHUNK_BYTES_MAX as u64).read_to_end(&mut chunk).ok()?;
-    let body = u32::from_le_bytes(chunk.get(BODY_BYTES_AT..BODY_BYTES_AT + 4)?.try_into().ok()?);
-    let first = chunk.get(..HEAD_BYTES.checked_add(usize::try_from(body).ok()?)?)?;
-    let version = snapshot::other_format(first)?;
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(snapshot::CHUNK_BYTES_MAX as u64).read_to_end(&mut bytes).ok()?;
+    let version = snapshot::other_format(&bytes)?;
     Some(OtherFormat { path: path.to_owned(), version })
 }
 
@@ -148,8 +142,7 @@ pub(super) fn newest(dir: &Path) -> Result<(Chain, Machine)> {
                 return Ok((Chain { dir: dir.to_owned(), meta, runs }, restored.machine));
             }
             Err(error) => {
-                let runs = changes.iter().chain([&whole]).map(|(_, path)| path);
-                if let Some(other) = runs.filter_map(|path| of_other_format(path)).next() {
+                if let Some(other) = changes.iter().chain([&whole]).find_map(|(_, path)| of_other_format(path)) {
                     return Err(other.into());
                 }
                 let Some((_, path)) = changes.pop() else { return Err(error) };

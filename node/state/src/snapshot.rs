@@ -36,6 +36,8 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 pub const CHUNK_BYTES_MAX: usize = 20 << 20;
 /// magic 4, version 1, last 1, sequence 4, body length 4, CRC of the chunk before 4, CRC 4.
 pub const HEAD_BYTES: usize = 22;
+const VERSION_AT: usize = 4;
+const BODY_BYTES_AT: usize = 10;
 const MAGIC: u32 = 0x5153_4E50;
 pub const FORMAT_VERSION: u8 = 3;
 const RECORD: u8 = 1;
@@ -120,13 +122,19 @@ impl Head {
     }
 }
 
-/// The format of a whole chunk that is sound but of another format than this program's: no damage, and not to be taken for any.
-pub fn other_format(chunk: &[u8]) -> Option<u8> {
-    let (head, body) = chunk.split_at_checked(HEAD_BYTES)?;
-    let (covered, crc) = head.split_at(HEAD_BYTES - 4);
-    let version = covered[4];
-    let is_sound = crc32c::crc32c_append(crc32c::crc32c(covered), body).to_le_bytes() == crc;
-    (covered[..4] == MAGIC.to_le_bytes() && version != FORMAT_VERSION && is_sound).then_some(version)
+/// The checksum that belongs into the head of a whole chunk.
+fn crc_of(chunk: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&chunk[..HEAD_BYTES - 4]), &chunk[HEAD_BYTES..])
+}
+
+/// The format of the sound chunk that these bytes begin with, if it is not this program's: no damage, and not to be taken for
+/// any.
+pub fn other_format(bytes: &[u8]) -> Option<u8> {
+    let version = *bytes.get(VERSION_AT)?;
+    let body_bytes = bytes.get(BODY_BYTES_AT..)?.first_chunk().map(|length| u32::from_le_bytes(*length))?;
+    let chunk = bytes.get(..HEAD_BYTES.checked_add(usize::try_from(body_bytes).ok()?)?)?;
+    let is_sound = chunk[HEAD_BYTES - 4..HEAD_BYTES] == crc_of(chunk).to_le_bytes();
+    (bytes.starts_with(&MAGIC.to_le_bytes()) && version != FORMAT_VERSION && is_sound).then_some(version)
 }
 
 /// Checks a chunk for itself: length and checksum. Its place is another matter.
@@ -138,7 +146,7 @@ pub fn check(chunk: &[u8]) -> Result<Head, Damage> {
     if chunk.len() != head.chunk_bytes() {
         return Err(Damage::Length);
     }
-    if crc32c::crc32c_append(crc32c::crc32c(&chunk[..HEAD_BYTES - 4]), &chunk[HEAD_BYTES..]) != head.crc {
+    if crc_of(chunk) != head.crc {
         return Err(Damage::Checksum);
     }
     Ok(head)

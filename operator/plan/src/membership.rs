@@ -398,8 +398,7 @@ fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: Me
 /// A voter that is down already goes before anything else is rolled: it may be why nothing else can. One that the roll itself
 /// took down comes back, and is no reason to change the order.
 pub(crate) fn shrink_down(pass: &mut Pass<'_>, leader: Leader<'_>) -> Next {
-    let is_down = |r: &MemberRecord| r.member_id.is_some_and(|id| !leader.is_caught_up(id));
-    let victim = victim(pass, leader, |r| is_down(r) && !is_coming_back(pass, leader, r))?;
+    let victim = victim(pass, leader, |r| is_down(leader, r) && !is_coming_back(pass, leader, r))?;
     take_out(pass, leader, victim)
 }
 
@@ -417,6 +416,10 @@ fn take_out(pass: &mut Pass<'_>, leader: Leader<'_>, victim: &MemberRecord) -> N
     act(mark(victim, leader, RetireReason::ScaleIn))
 }
 
+fn is_down(leader: Leader<'_>, record: &MemberRecord) -> bool {
+    record.member_id.is_some_and(|id| !leader.is_caught_up(id))
+}
+
 /// Down first, then from the most crowded zone, then the newest; the leader last.
 fn victim<'a>(pass: &Pass<'a>, leader: Leader<'_>, may_go: impl Fn(&MemberRecord) -> bool) -> Option<&'a MemberRecord> {
     let keepers = pass.keepers(leader);
@@ -424,9 +427,7 @@ fn victim<'a>(pass: &Pass<'a>, leader: Leader<'_>, may_go: impl Fn(&MemberRecord
     let crowd =
         |r: &MemberRecord| zone(r).map_or(0, |z| keepers.iter().filter(|k| zone(k).as_ref() == Some(&z)).count());
     let rank = |r: &&MemberRecord| {
-        let id = r.member_id;
-        let down = id.is_some_and(|id| !leader.is_caught_up(id));
-        (id != Some(leader.id()), down, crowd(r), r.created_ms, r.name.clone())
+        (r.member_id != Some(leader.id()), is_down(leader, r), crowd(r), r.created_ms, r.name.clone())
     };
     let too_many = keepers.len() > pass.cluster.replicas;
     too_many.then(|| keepers.iter().copied().filter(|r| may_go(r)).max_by_key(rank))?
