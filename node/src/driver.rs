@@ -234,8 +234,8 @@ pub(crate) struct Driver {
     staged: Option<Box<Staged>>,
     config: Arc<Config>,
     stopping: Option<Time>,
-    /// No client is left: ends when what is under way is answered.
-    is_draining: bool,
+    /// Clients were sent away, and the last has gone.
+    no_clients: bool,
     /// This member may not speak any more: ends before anything else leaves.
     halted: Option<String>,
     incarnation: u64,
@@ -270,7 +270,7 @@ impl Driver {
             staged: None,
             config,
             stopping: None,
-            is_draining: false,
+            no_clients: false,
             halted: None,
             incarnation,
         }
@@ -316,7 +316,7 @@ impl Driver {
                 self.out.peers.forget_strangers(now, &self.config);
                 self.tell_room(now);
             }
-            let is_drained = self.is_draining && self.out.shared.waiters.is_empty();
+            let is_drained = self.is_draining() && self.out.shared.waiters.is_empty();
             if is_drained || self.stopping.is_some_and(|due| now >= due) {
                 return Ok(());
             }
@@ -339,7 +339,7 @@ impl Driver {
     fn take(&mut self, now: Time, input: DriverInput, effects: &mut Vec<Effect>) -> anyhow::Result<bool> {
         self.inputs += 1;
         match input {
-            DriverInput::Propose { number } if self.is_draining => {
+            DriverInput::Propose { number } if self.is_draining() => {
                 self.out.shared.waiters.fail(number, CallError::Stopped);
             }
             DriverInput::Propose { number } => self.proposals.push(Proposal::Own { number }),
@@ -414,7 +414,7 @@ impl Driver {
                 anyhow::bail!(why);
             }
             DriverInput::Shutdown => return Ok(self.shutdown(now, effects)),
-            DriverInput::ClientsGone => self.is_draining = true,
+            DriverInput::ClientsGone => self.no_clients = true,
         }
         match self.halted.take() {
             Some(why) => Err(self.halt(&why)),
@@ -794,7 +794,9 @@ impl Driver {
                 self.out.peers.set_committed(*at, Arc::new(config.clone()));
             }
             Event::Removed { at } => {
-                tracing::warn!(?at, "this member was removed; it serves nothing and waits to be stopped")
+                tracing::warn!(?at, "this member was removed; it serves nothing and waits to be stopped");
+                // They find the others at once. Left alone they would wait here until somebody ends this process.
+                self.out.shared.leaving.send_replace(true);
             }
             Event::TransferStarted { to } => tracing::info!(%to, "handing leadership over"),
             Event::SteppedDown { term, why } => tracing::warn!(term, ?why, "stepped down"),
@@ -828,6 +830,11 @@ impl Driver {
             is_activated: self.out.activation.is_activated,
             inputs: self.inputs,
         }));
+    }
+
+    /// It ends as soon as what is under way is answered. Who was removed has no clients, and ends only when told to.
+    fn is_draining(&self) -> bool {
+        self.no_clients && self.stopping.is_some()
     }
 
     /// Clients are told to go elsewhere. What they send until they have heard it is served as ever: a client does not

@@ -174,7 +174,7 @@ pub(crate) struct Shared {
     pub disk: DiskHealth,
     /// Held by the driver while it runs.
     pub ending: Arc<()>,
-    /// True once this member stops and leads no more: clients are sent to other members.
+    /// True once this member stops and leads no more, or was removed: clients are sent to other members.
     pub leaving: tokio::sync::watch::Sender<bool>,
     /// Reads that wait for a view.
     pub reads: AtomicUsize,

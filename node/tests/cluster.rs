@@ -82,7 +82,15 @@ async fn a_late_joiner_catches_up_by_snapshot_votes_and_leaves() {
     })
     .await;
     assert_eq!(cluster.members[joiner].count_here().await, None, "a removed member serves nothing");
+    until("nobody can connect, so that clients look for others", || async {
+        cluster.members[joiner].refuses_clients().then_some(())
+    })
+    .await;
     cluster.members[0].put_surely("k201", "by those who stay").await;
+    assert!(cluster.members[joiner].status().await.is_some(), "it waits to be told to end");
+    let mut removed = cluster.members.remove(joiner);
+    let ended = tokio::task::spawn_blocking(move || removed.terminate());
+    assert!(ended.await.expect("it ends"), "it ended well");
 }
 
 #[tokio::test]

@@ -102,7 +102,7 @@ impl Kubelet {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let api = self.api.clone();
-        let renewing = tokio::spawn(async move {
+        let _renewing = tokio::task::JoinSet::from_iter([async move {
             loop {
                 let renewed = json!({"spec": {"renewTime": micro_now()}});
                 if let Err(error) = api.merge(&format!("{LEASE}/{NODE}"), &renewed).await {
@@ -110,8 +110,7 @@ impl Kubelet {
                 }
                 tokio::time::sleep(RENEW_EVERY).await;
             }
-        });
-        let _renewing = Aborted(renewing);
+        }]);
         loop {
             tokio::select! {
                 line = self.told.next_line() => {
@@ -277,15 +276,6 @@ impl Kubelet {
             Err(error) if !is_code(&error, 404) => Err(error),
             Ok(_) | Err(_) => Ok(()),
         }
-    }
-}
-
-/// Ends with the one who started it.
-struct Aborted(tokio::task::JoinHandle<()>);
-
-impl Drop for Aborted {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

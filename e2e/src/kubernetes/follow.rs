@@ -10,7 +10,7 @@ use futures::io::AsyncBufReadExt;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::api::{Api, is_code};
 use super::handover::{self, Event, LOG_ENDED};
@@ -58,13 +58,8 @@ fn cluster_of(pod: &Pod) -> (String, &str) {
 pub struct Follower {
     dir: PathBuf,
     pub leaders: Leaders,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// Ends with this.
+    _look: JoinSet<()>,
 }
 
 impl Follower {
@@ -72,8 +67,8 @@ impl Follower {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let path = format!("/api/v1/pods?labelSelector={selector}");
         let leaders = Leaders::default();
-        let task = tokio::spawn(look(api, path, dir.to_path_buf(), leaders.clone()));
-        Ok(Follower { dir: dir.to_path_buf(), leaders, task })
+        let _look = JoinSet::from_iter([look(api, path, dir.to_path_buf(), leaders.clone())]);
+        Ok(Follower { dir: dir.to_path_buf(), leaders, _look })
     }
 
     /// Every line so far, as (`namespace/pod`, line).
@@ -100,7 +95,7 @@ struct Pod {
 
 async fn look(api: Api, path: String, dir: PathBuf, leaders: Leaders) {
     let known = Arc::new(Mutex::new(BTreeSet::new()));
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     loop {
         // While the API server is away there is nothing to find.
         for item in api.items(&path).await.unwrap_or_default() {

@@ -13,7 +13,7 @@ use super::audit::Request;
 const RECENTLY_SECONDS: i64 = 120;
 
 /// Names the members that a person wants stopped.
-const ANNOTATION_FENCE: &str = "quorate.dev/fence";
+pub(super) const ANNOTATION_FENCE: &str = "quorate.dev/fence";
 
 /// Incarnation, term and index of a configuration.
 type ConfigAt = (u64, u64, u64);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::cluster::{NAME, text};
 use super::follow::{Leaders, Leading};
@@ -42,20 +42,15 @@ impl Delays {
 #[derive(Debug)]
 pub struct Truth {
     delays: Arc<Mutex<Delays>>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Truth {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// Ends with this.
+    _watch: JoinSet<()>,
 }
 
 impl Truth {
     pub fn start(api: Api, args: &KubernetesArgs, leaders: Leaders) -> Truth {
         let delays = Arc::<Mutex<Delays>>::default();
-        let task = tokio::spawn(watch(api, args.namespace.clone(), leaders, delays.clone()));
-        Truth { delays, task }
+        let _watch = JoinSet::from_iter([watch(api, args.namespace.clone(), leaders, delays.clone())]);
+        Truth { delays, _watch }
     }
 
     /// What came up since this was last asked.

@@ -102,6 +102,11 @@ impl Member {
     }
 
     /// Keys with a prefix "k" this member holds, without asking anybody.
+    /// Nobody can so much as connect.
+    pub fn refuses_clients(&self) -> bool {
+        std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err()
+    }
+
     pub async fn count_here(&self) -> Option<i64> {
         let request = RangeRequest {
             key: "k".into(),

@@ -30,8 +30,8 @@ pub const ANNOTATION_BOOTSTRAPPED: &str = "quorate.dev/bootstrapped";
 /// Annotation on the shared objects: hash of what was applied.
 pub const ANNOTATION_OBJECTS_HASH: &str = "quorate.dev/objects-hash";
 
-/// Annotation on the peer Service and the NetworkPolicy: the number of the defaults that were in force when the cluster was founded. What a spec leaves
-/// open means what it meant then, so that a newer operator changes nobody.
+/// Annotation on the peer Service and the NetworkPolicy: the number of the defaults that were in force when the cluster was founded (2 is TLS
+/// and a NetworkPolicy, 3 a request of CPU as well). What a spec leaves open means what it meant then, so that a newer operator changes nobody.
 pub const ANNOTATION_DEFAULTS: &str = "quorate.dev/defaults";
 /// Annotation on the ConsistentCluster: SHA-256 of the authority that is to be exchanged, as `quorate.dev/issuer` of Secrets names it.
 pub const ANNOTATION_ROTATE_AUTHORITY: &str = "quorate.dev/rotate-authority";

@@ -321,6 +321,7 @@ pub enum TimingProfile {
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
+    /// A new cluster's members ask for 100m of CPU unless a request or a limit says otherwise.
     #[serde(default)]
     pub requests: ResourceAmounts,
     #[serde(default)]

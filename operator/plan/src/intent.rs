@@ -83,6 +83,7 @@ pub struct ValidatedCluster {
     /// Largest state in bytes; the members' own default when absent.
     pub quota_bytes: Option<u64>,
     pub pods: PodTemplate,
+    /// Once settled, with what the defaults ask for.
     pub requests: ResourceAmounts,
     pub limits: ResourceAmounts,
     pub budget: PodDisruptionBudget,
@@ -178,6 +179,7 @@ impl ValidatedCluster {
         self.defaults = Defaults::of(observed);
         self.tls.settle(self.defaults, observed);
         self.network.settle(self.defaults);
+        self.defaults.reserve(&mut self.requests, &self.limits);
         self
     }
 

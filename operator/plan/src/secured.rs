@@ -1,7 +1,7 @@
 //! Who may speak with members, and how: TLS and the NetworkPolicy. What the spec leaves open is filled in from the defaults that
 //! were in force when the cluster was founded, and modes are made what members can speak now.
 
-use quorate_api::{IssuerRef, Network, NetworkPeer, NetworkPolicyMode, TlsMode, TlsPlane};
+use quorate_api::{IssuerRef, Network, NetworkPeer, NetworkPolicyMode, ResourceAmounts, TlsMode, TlsPlane};
 
 use crate::certificates::mode_now;
 use crate::observation::{Observation, Running, Spoken};
@@ -14,17 +14,24 @@ pub enum Defaults {
     Open,
     /// TLS is required, and a NetworkPolicy is made.
     Secured,
+    /// The same, and members ask for a part of a processor. A pod that asks for none gets what all others on its node leave,
+    /// and a leader whose heartbeats come late loses its leadership.
+    Reserved,
 }
+
+/// As much as Kubernetes' own control plane asks for its etcd. It is a share when the node is busy, not a limit.
+const CPU_REQUEST: &str = "100m";
 
 impl Defaults {
     /// What clusters are founded under today.
-    pub const NEWEST: Defaults = Defaults::Secured;
+    pub const NEWEST: Defaults = Defaults::Reserved;
 
     /// As the annotation has it; nothing for the oldest, which had none.
     pub fn number(self) -> Option<&'static str> {
         match self {
             Defaults::Open => None,
             Defaults::Secured => Some("2"),
+            Defaults::Reserved => Some("3"),
         }
     }
 
@@ -32,14 +39,22 @@ impl Defaults {
     pub fn parse(text: Option<&str>) -> Defaults {
         match text {
             None | Some("1") => Defaults::Open,
-            Some(_) => Defaults::Secured,
+            Some("2") => Defaults::Secured,
+            Some(_) => Defaults::Reserved,
         }
     }
 
     fn mode(self) -> TlsMode {
         match self {
             Defaults::Open => TlsMode::Disabled,
-            Defaults::Secured => TlsMode::Required,
+            Defaults::Secured | Defaults::Reserved => TlsMode::Required,
+        }
+    }
+
+    /// What members ask for of a processor when the spec says nothing. A limit alone is a request of the same amount.
+    pub(crate) fn reserve(self, requests: &mut ResourceAmounts, limits: &ResourceAmounts) {
+        if self >= Defaults::Reserved && requests.cpu.is_none() && limits.cpu.is_none() {
+            requests.cpu = Some(CPU_REQUEST.to_owned());
         }
     }
 
@@ -169,7 +184,7 @@ impl NetworkIntent {
     pub(crate) fn settle(&mut self, defaults: Defaults) {
         let open = match defaults {
             Defaults::Open => NetworkPolicyMode::Disabled,
-            Defaults::Secured => NetworkPolicyMode::Enabled,
+            Defaults::Secured | Defaults::Reserved => NetworkPolicyMode::Enabled,
         };
         self.has_policy = self.asked.unwrap_or(open) == NetworkPolicyMode::Enabled;
     }
@@ -267,6 +282,7 @@ mod tests {
         for (defaults, spoken, mode, has_policy) in [
             // A new cluster, before anything of it is there, and after.
             (None, &[][..], TlsMode::Required, true),
+            (Some(Defaults::Reserved), &[TLS], TlsMode::Required, true),
             (Some(Defaults::Secured), &[TLS], TlsMode::Required, true),
             // One of an operator that knew nothing of this, before and after this one came.
             (Some(Defaults::Open), &[PLAIN], TlsMode::Disabled, false),
@@ -290,8 +306,25 @@ mod tests {
     #[test]
     fn what_the_spec_says_goes_before_any_default() {
         let cluster = settled(Some(TlsMode::Disabled), None, &[]);
-        assert_eq!((cluster.tls.admin(), cluster.defaults), (TlsMode::Disabled, Defaults::Secured));
+        assert_eq!((cluster.tls.admin(), cluster.defaults), (TlsMode::Disabled, Defaults::NEWEST));
         assert_eq!(settled(Some(TlsMode::Required), Some(Defaults::Open), &[]).tls.admin(), TlsMode::Required);
+    }
+
+    #[test]
+    fn new_clusters_ask_for_a_part_of_a_processor_and_older_ones_are_not_restarted_for_it() {
+        let asked = |defaults: Option<Defaults>, spoken: &[Spoken]| settled(None, defaults, spoken).requests.cpu;
+        assert_eq!(asked(None, &[]).as_deref(), Some(CPU_REQUEST));
+        assert_eq!(asked(Some(Defaults::Reserved), &[TLS]).as_deref(), Some(CPU_REQUEST));
+        assert_eq!(asked(Some(Defaults::Secured), &[TLS]), None);
+        assert_eq!(asked(Some(Defaults::Open), &[PLAIN]), None);
+        let with = |requests: Option<&str>, limits: Option<&str>| {
+            let amounts = |cpu: Option<&str>| ResourceAmounts { cpu: cpu.map(str::to_owned), memory: None };
+            let mut requests = amounts(requests);
+            Defaults::Reserved.reserve(&mut requests, &amounts(limits));
+            requests.cpu
+        };
+        assert_eq!(with(Some("1m"), None).as_deref(), Some("1m"), "what the spec says goes before");
+        assert_eq!(with(None, Some("50m")), None, "Kubernetes makes a limit the request");
     }
 
     #[test]

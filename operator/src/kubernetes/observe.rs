@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_a_cluster_was_founded_under_is_read_and_not_lost_with_one_mark() {
-        use Defaults::{Open, Secured};
+        use Defaults::{Open, Reserved, Secured};
         let (there, again) = (Some("h".to_owned()), None);
         for (services, policy, founded, applied) in [
             (None, None, None, &again),
@@ -358,6 +358,7 @@ mod tests {
             (Some(Open), Some(Open), Some(Open), &there),
             (Some(Secured), Some(Secured), Some(Secured), &there),
             (Some(Secured), None, Some(Secured), &there),
+            (Some(Reserved), Some(Reserved), Some(Reserved), &there),
             // The Services, or the mark on one of them, were taken away by hand.
             (None, Some(Secured), Some(Secured), &again),
             (Some(Open), Some(Secured), Some(Secured), &again),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::beside::{SIZE, all_claims, edit, expanded, object, open, up};
 use super::hands::{follower, member_id};
 use crate::kubernetes::cluster::{Cluster, LIMIT, NAME, POLL, condition, conditions, text};
+use crate::kubernetes::handover::ANNOTATION_FENCE;
 use crate::poll;
 
 /// Long enough for whoever should not to do something.
@@ -54,13 +55,13 @@ async fn directory(cluster: &Cluster, record: &str) -> Result<(String, String)> 
 
 /// Stops a member and keeps it stopped until `unfence`.
 async fn fence(cluster: &Cluster, record: &str) -> Result<()> {
-    let asked = format!("quorate.dev/fence={record}");
+    let asked = format!("{ANNOTATION_FENCE}={record}");
     cluster.mine(&["annotate", &format!("cc/{NAME}"), &asked, "--overwrite"]).await?;
     cluster.gone(&format!("pod/{record}-0")).await
 }
 
 async fn unfence(cluster: &Cluster) -> Result<()> {
-    cluster.mine(&["annotate", &format!("cc/{NAME}"), "quorate.dev/fence-"]).await.map(drop)
+    cluster.mine(&["annotate", &format!("cc/{NAME}"), &format!("{ANNOTATION_FENCE}-")]).await.map(drop)
 }
 
 /// Bytes of a log are not what was written: the member mends it with the others' help, and stays who it is.

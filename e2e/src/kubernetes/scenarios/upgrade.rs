@@ -37,26 +37,7 @@ impl Elder<'_> {
         made["spec"]["tls"] = json!({"client": {"mode": "Disabled"}, "peer": {"mode": "Disabled"}});
         self.cluster.apply(&made).await?;
         up(self.cluster, ELDER).await?;
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": WRITER},
-            "spec": {
-                "restartPolicy": "Never",
-                "nodeName": self.cluster.quiet_node().await?,
-                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "fsGroup": 65532},
-                "containers": [{
-                    "name": "writer", "image": self.cluster.args.image, "imagePullPolicy": "IfNotPresent",
-                    "command": [
-                        "/quorate-e2e", "writer", format!("--endpoints={SERVICE}"), "--dir=/data/acks",
-                        "--stop-file=/data/stop", "--pause-ms=30", "--seconds-max=3600",
-                    ],
-                    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-                }],
-                "volumes": [{"name": "data", "emptyDir": {}}],
-            },
-        });
-        self.cluster.apply(&pod).await?;
-        let ready = ["wait", "--for=condition=Ready", &format!("pod/{WRITER}"), "--timeout=120s"];
-        self.cluster.mine(&ready).await.map(drop)
+        self.cluster.writer_pod(WRITER, SERVICE, None, &["--pause-ms=30", "--seconds-max=3600"]).await
     }
 
     async fn exec(&self, command: &[&str]) -> Result<String> {
