@@ -30,8 +30,10 @@ use crate::transport::{ANSWER_BYTES_MAX, ChangeAnswer, PeerInput, Peers};
 
 /// Inputs handled before effects are submitted together: bounds latency under load.
 const BATCH_INPUTS_MAX: usize = 4096;
-/// The status is published at least this often.
+/// The status is published this often while there is something to do, and while it is waited for the last clients to go.
 const STATUS_EVERY_US: u64 = 20_000;
+/// And this often while there is not: a member that rests wakes for nothing else.
+const STATUS_AT_REST_US: u64 = 250_000;
 /// Reads and proposals held while there is no leader are tried again this often.
 const HELD_EVERY_US: u64 = 20_000;
 /// Requests held while there is no leader; more are refused.
@@ -224,6 +226,8 @@ pub(crate) struct Driver {
     forwarded_changes: BTreeMap<u64, oneshot::Sender<Result<ConfigAt, CallError>>>,
     held: Held,
     published: Time,
+    /// Inputs until then.
+    published_inputs: u64,
     elections: u64,
     led_since: Time,
     failover_count: u64,
@@ -261,6 +265,7 @@ impl Driver {
             forwarded_changes: BTreeMap::new(),
             held: Held::default(),
             published: Time(0),
+            published_inputs: 0,
             elections: 0,
             led_since: Time(0),
             failover_count: 0,
@@ -306,7 +311,7 @@ impl Driver {
             self.retry_held(now, &mut effects);
             self.propose_batch(now, &mut effects);
             self.submit();
-            if now.since(self.published) >= STATUS_EVERY_US {
+            if now.since(self.published) >= self.status_every_us() {
                 self.publish(now);
             }
             if now.since(self.swept) >= SWEEP_EVERY_US {
@@ -323,9 +328,14 @@ impl Driver {
         }
     }
 
+    fn status_every_us(&self) -> u64 {
+        let is_at_rest = self.inputs == self.published_inputs && self.stopping.is_none();
+        if is_at_rest { STATUS_AT_REST_US } else { STATUS_EVERY_US }
+    }
+
     fn wait(&self) -> Option<DriverInput> {
         let now = clock::now();
-        let mut due = self.node.deadline().min(self.published.after(STATUS_EVERY_US));
+        let mut due = self.node.deadline().min(self.published.after(self.status_every_us()));
         due = due.min(self.held.due.unwrap_or(due)).min(self.stopping.unwrap_or(due));
         self.inbox.recv_timeout(Duration::from_micros(due.since(now))).ok()
     }
@@ -819,7 +829,7 @@ impl Driver {
     }
 
     fn publish(&mut self, now: Time) {
-        self.published = now;
+        (self.published, self.published_inputs) = (now, self.inputs);
         self.out.shared.status.store(Arc::new(NodeStatus {
             raft: self.node.status(),
             at_us: now.0,

@@ -1,7 +1,7 @@
 //! One pass: observe, validate, plan, act, tell. The same for every world.
 //!
 //! A pass never asks why it was called, takes at most one step, and builds the status on every path from the observation its
-//! plan was made on.
+//! plan was made on. A glance is a pass that takes none.
 
 use quorate_api::{ConsistentClusterStatus, names};
 use quorate_plan::{Decision, Intent, Plan, StatusInput, Step};
@@ -60,8 +60,7 @@ async fn in_span<W: Observer + Performer + Sync>(
     world.equip(intent, &mut seen).await;
     // After the objects, so that no word is older than the record it is joined with.
     members.ask(&mut seen).await;
-    let seed = names::seed(&intent.identity().uid);
-    let plan = quorate_plan::plan(intent, &seen.observation, clock::now_ms(), seed);
+    let plan = planned(intent, &seen);
     if let Some(operation) = plan.report.operation {
         tracing::Span::current().record("operation", operation.as_str());
     }
@@ -69,7 +68,37 @@ async fn in_span<W: Observer + Performer + Sync>(
         Decision::Act(step) => act(world, members, intent, step, &seen).await,
         Decision::Steady | Decision::Wait(_) | Decision::Blocked(_) => Acted::Nothing,
     };
-    let mut pass = Pass { seen, plan, status: ConsistentClusterStatus::default(), acted };
+    told(intent, Pass { seen, plan, status: ConsistentClusterStatus::default(), acted }, previous)
+}
+
+/// Runs one pass on a reading that may lag. Nothing when there is none, or when a step follows from it: what a step rests on is
+/// read live.
+pub async fn glance<W: Observer + Sync>(
+    world: &W,
+    members: &Members,
+    intent: &Intent,
+    previous: Option<&ConsistentClusterStatus>,
+) -> Option<Pass> {
+    let identity = intent.identity();
+    let span = tracing::info_span!("glance", cluster = %format!("{}/{}", identity.namespace, identity.name));
+    let mut seen = world.glance(intent).instrument(span).await?;
+    let intent = &intent.settled(&seen.observation);
+    members.ask(&mut seen).await;
+    let plan = planned(intent, &seen);
+    match plan.next {
+        Decision::Act(_) => return None,
+        Decision::Steady | Decision::Wait(_) | Decision::Blocked(_) => {}
+    }
+    let pass = Pass { seen, plan, status: ConsistentClusterStatus::default(), acted: Acted::Nothing };
+    Some(told(intent, pass, previous))
+}
+
+fn planned(intent: &Intent, seen: &Seen) -> Plan {
+    let seed = names::seed(&intent.identity().uid);
+    quorate_plan::plan(intent, &seen.observation, clock::now_ms(), seed)
+}
+
+fn told(intent: &Intent, mut pass: Pass, previous: Option<&ConsistentClusterStatus>) -> Pass {
     pass.status = quorate_plan::status(StatusInput {
         intent,
         observed: &pass.seen.observation,

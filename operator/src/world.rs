@@ -63,6 +63,11 @@ pub enum ActError {
 pub trait Observer {
     fn observe(&self, intent: &Intent) -> impl Future<Output = Seen> + Send;
 
+    /// A reading that costs nothing and may lag, where there is one. With what it takes to speak with members. No step rests on it.
+    fn glance(&self, _intent: &Intent) -> impl Future<Output = Option<Seen>> + Send {
+        std::future::ready(None)
+    }
+
     /// Adds to a reading what it takes to speak with members, now that it is known what is wanted of them.
     fn equip(&self, _intent: &Intent, _seen: &mut Seen) -> impl Future<Output = ()> + Send {
         std::future::ready(())

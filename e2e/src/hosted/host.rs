@@ -13,8 +13,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-/// How often members are asked whether they are ready, and looked at whether they still run.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often members are asked whether they are ready, as a kubelet asks them, and looked at whether they still run.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// A member that is well answers within this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const CLIENT_PORT: u16 = 2379;

@@ -20,7 +20,7 @@ use crate::handle::NodeStatus;
 /// The driver publishes its status many times a second; one that has not for this long hangs.
 const DRIVER_SILENT_MAX_US: u64 = 10_000_000;
 /// Between two probes by a linearizable read.
-const PROBE_EVERY_READY: Duration = Duration::from_millis(500);
+const PROBE_EVERY_READY: Duration = Duration::from_secs(1);
 const PROBE_EVERY_NOT_READY: Duration = Duration::from_millis(100);
 /// A probe that takes longer says that clients would wait too.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);

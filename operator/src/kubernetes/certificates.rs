@@ -118,8 +118,24 @@ impl Desk {
         }
     }
 
-    pub fn kept(&self, uid: &str) -> Option<Kept> {
+    fn kept(&self, uid: &str) -> Option<Kept> {
         self.kept.lock().expect("no panic happens while this is read").get(uid).cloned()
+    }
+
+    /// How certificates stand. What was rotated is told once.
+    pub fn show(&self, uid: &str) -> Option<Kept> {
+        let mut kept = self.kept.lock().expect("no panic happens while this is read");
+        let kept = kept.get_mut(uid)?;
+        let mut shown = kept.clone();
+        kept.word.rotated.clear();
+        shown.word.fault = shown.word.fault.or_else(|| self.expired(uid));
+        Some(shown)
+    }
+
+    /// The cluster is gone.
+    pub fn forget(&self, uid: &str) {
+        self.kept.lock().expect("no panic happens while this is written").remove(uid);
+        self.heard.lock().expect("no panic happens while this is written").remove(uid);
     }
 
     /// Remembers what members said in a pass.
@@ -566,6 +582,20 @@ mod tests {
         let mut secret = Secret { data: Some(data), ..Secret::default() };
         secret.metadata.annotations = Some(BTreeMap::from([(ANNOTATION_ISSUER.to_owned(), issuer.to_owned())]));
         secret
+    }
+
+    #[test]
+    fn what_was_rotated_is_told_once_and_the_rest_again() {
+        let desk = Desk::new(Lifetimes { leaf: 3_000, authority: 9_000 });
+        let rotated = vec!["orders-x: a new certificate".to_owned()];
+        let word =
+            TlsWord { fault: None, waits: Some("a mode".to_owned()), rotated: rotated.clone(), not_after: Some(7) };
+        desk.kept.lock().unwrap().insert("2f1c".to_owned(), Kept { word, access: None });
+        let shown = || desk.show("2f1c").map(|kept| (kept.word.rotated, kept.word.waits, kept.word.not_after));
+        assert_eq!(shown(), Some((rotated, Some("a mode".to_owned()), Some(7))));
+        assert_eq!(shown(), Some((Vec::new(), Some("a mode".to_owned()), Some(7))));
+        desk.forget("2f1c");
+        assert_eq!(shown(), None);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The Kubernetes world: objects of an API server, and the controller that calls the loop.
 //!
-//! Watches only say when to look. What a decision rests on is read live in `observe`, and every write names what it expects.
+//! Watches say when to look, and how a cluster is that needs nothing. What a step rests on is read live in `observe`, and every
+//! write names what it expects.
 
 mod act;
+mod cache;
 pub mod cert_manager;
 pub mod certificates;
 mod controller;
@@ -35,6 +37,7 @@ pub(crate) struct KubernetesWorld {
     /// The namespace the operator runs in.
     home: String,
     zones: observe::Zones,
+    cache: cache::Cache,
     /// Evictions that were refused, by pod UID.
     refused: Mutex<HashMap<String, u32>>,
     certificates: Desk,
@@ -45,12 +48,25 @@ impl Observer for KubernetesWorld {
         observe::observe(&self.client, &self.zones, intent, Some(&self.home)).await
     }
 
+    async fn glance(&self, intent: &Intent) -> Option<Seen> {
+        let mut seen = observe::glance(&self.cache, &self.client, &self.zones, intent, Some(&self.home)).await?;
+        self.show_certificates(intent, &mut seen);
+        Some(seen)
+    }
+
     async fn equip(&self, intent: &Intent, seen: &mut Seen) {
         if let Intent::Run(cluster) = intent {
             self.certificates.keep(&self.client, cluster, &seen.observation).await;
         }
+        self.show_certificates(intent, seen);
+    }
+}
+
+impl KubernetesWorld {
+    /// As they were kept last.
+    fn show_certificates(&self, intent: &Intent, seen: &mut Seen) {
         let identity = intent.identity();
-        if let Some(Kept { word, access }) = self.certificates.kept(&identity.uid) {
+        if let Some(Kept { word, access }) = self.certificates.show(&identity.uid) {
             seen.observation.tls = Some(word);
             if let Some(access) = access {
                 seen.equip(identity, &access);
@@ -111,10 +127,12 @@ pub async fn run(args: RunArgs) -> Result<()> {
     let work = async {
         health.set_ready();
         lease.acquire().await;
+        let (cache, watches) = cache::watch(&client, &args);
         let world = KubernetesWorld {
             client: client.clone(),
             home: args.lease_namespace.clone(),
             zones: observe::Zones::default(),
+            cache,
             refused: Mutex::default(),
             certificates: Desk::new(Lifetimes {
                 leaf: i64::from(args.certificate_lifetime),
@@ -123,7 +141,7 @@ pub async fn run(args: RunArgs) -> Result<()> {
         };
         tokio::select! {
             error = lease.keep() => Err(error),
-            () = controller::run(&args, world, metrics, &lease) => anyhow::bail!("the controller ended by itself"),
+            () = controller::run(&args, world, watches, metrics, &lease) => anyhow::bail!("the controller ended by itself"),
         }
     };
     let outcome = tokio::select! {

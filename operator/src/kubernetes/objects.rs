@@ -625,12 +625,15 @@ pub struct LeaderEndpoint {
     pub node: Option<String>,
 }
 
+/// Who keeps an EndpointSlice: not Kubernetes' own controller.
+pub const LABEL_SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const SLICE_MANAGED_BY: &str = "quorate.dev";
+
 /// The addresses behind the leader Service: the leader that serves, or nothing.
 pub fn leader_slice(identity: &Identity, leader: Option<&LeaderEndpoint>) -> EndpointSlice {
     let name = names::leader_service(&identity.name);
     let mut metadata = meta(identity, name.clone());
-    let own =
-        [("kubernetes.io/service-name", name.as_str()), ("endpointslice.kubernetes.io/managed-by", "quorate.dev")];
+    let own = [("kubernetes.io/service-name", name.as_str()), (LABEL_SLICE_MANAGED_BY, SLICE_MANAGED_BY)];
     metadata.labels.get_or_insert_default().extend(own.map(|(k, v)| (k.to_owned(), v.to_owned())));
     let endpoint = |leader: &LeaderEndpoint| Endpoint {
         addresses: vec![leader.ip.clone()],

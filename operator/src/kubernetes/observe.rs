@@ -1,10 +1,11 @@
-//! Reads one cluster's objects, live and uncached: what authorises a step must not come from a watch that lags.
+//! Reads one cluster's objects: live, since what authorises a step must not come from a watch that lags, or out of what watches
+//! have told, to say how the cluster is.
 //!
 //! Objects are joined by UID, never by name alone: a namesake of an earlier cluster is nobody's.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{self as core, Node, PersistentVolumeClaim, Service};
@@ -22,8 +23,9 @@ use quorate_plan::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::cache::Cache;
 use super::network;
-use super::objects::{self, ADMIN_PORT};
+use super::objects::{self, ADMIN_PORT, LeaderEndpoint};
 use super::request::timed;
 use crate::world::Seen;
 
@@ -42,52 +44,98 @@ pub struct RetirementMark {
 #[derive(Debug, Default)]
 pub struct Zones(Mutex<HashMap<String, Option<String>>>);
 
-/// `home` is the namespace the operator runs in; who does not know it takes what the NetworkPolicy says.
+/// One cluster's objects, or what bears their names.
+#[derive(Debug, Default)]
+pub struct Objects {
+    pub cluster: Option<Arc<ConsistentCluster>>,
+    pub services: Vec<Arc<Service>>,
+    pub budget: Option<Arc<PodDisruptionBudget>>,
+    pub policy: Option<Arc<NetworkPolicy>>,
+    pub sets: Vec<Arc<StatefulSet>>,
+    pub pods: Vec<Arc<core::Pod>>,
+    pub claims: Vec<Arc<PersistentVolumeClaim>>,
+}
+
+/// A live reading. `home` is the namespace the operator runs in; who does not know it takes what the NetworkPolicy says.
 pub async fn observe(client: &Client, zones: &Zones, intent: &Intent, home: Option<&str>) -> Seen {
     let identity = intent.identity();
-    let mut seen = Seen::default();
+    let mut unread = Vec::new();
+    let objects = live(client, identity, &mut unread).await;
+    let zones = zones.of(client, &objects.pods).await;
+    let mut seen = read(objects, &zones, identity, home);
+    seen.observation.unread = unread;
+    seen
+}
+
+/// A reading out of what watches have told; nothing until they have told everything.
+pub(super) async fn glance(
+    cache: &Cache,
+    client: &Client,
+    zones: &Zones,
+    intent: &Intent,
+    home: Option<&str>,
+) -> Option<Seen> {
+    let identity = intent.identity();
+    let objects = cache.objects(identity)?;
+    let zones = zones.of(client, &objects.pods).await;
+    Some(read(objects, &zones, identity, home))
+}
+
+async fn live(client: &Client, identity: &Identity, unread: &mut Vec<String>) -> Objects {
     let (budget_name, policy_name) = (names::budget(&identity.name), names::network_policy(&identity.name));
-    let (clusters, services, budget, policy, sets, pods, claims) = tokio::join!(
-        own_object::<ConsistentCluster>(client, identity, &identity.name),
+    let (cluster, services, budget, policy, sets, pods, claims) = tokio::join!(
+        object::<ConsistentCluster>(client, identity, &identity.name),
         list::<Service>(client, identity),
-        own_object::<PodDisruptionBudget>(client, identity, &budget_name),
-        own_object::<NetworkPolicy>(client, identity, &policy_name),
+        object::<PodDisruptionBudget>(client, identity, &budget_name),
+        object::<NetworkPolicy>(client, identity, &policy_name),
         list::<StatefulSet>(client, identity),
         list::<core::Pod>(client, identity),
         list::<PersistentVolumeClaim>(client, identity),
     );
-    let unread = &mut seen.observation.unread;
-    if let Some(cluster) = clusters.unwrap_or_else(|e| unreadable(unread, "the ConsistentCluster", &e)) {
-        let finalizers = cluster.metadata.finalizers.unwrap_or_default();
-        if finalizers.iter().any(|f| f == names::FINALIZER_CLUSTER) {
-            seen.observation.objects.finalizer = Presence::Present;
-        }
+    Objects {
+        cluster: cluster.unwrap_or_else(|e| unreadable(unread, "the ConsistentCluster", &e)),
+        sets: sets.unwrap_or_else(|e| unreadable(unread, "member records", &e)),
+        pods: pods.unwrap_or_else(|e| unreadable(unread, "pods", &e)),
+        claims: claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e)),
+        services: services.unwrap_or_else(|e| unreadable(unread, "Services", &e)),
+        budget: budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e)),
+        policy: policy.unwrap_or_else(|e| unreadable(unread, "the NetworkPolicy", &e)),
     }
-    let sets = sets.unwrap_or_else(|e| unreadable(unread, "member records", &e));
-    let pods = pods.unwrap_or_else(|e| unreadable(unread, "pods", &e));
-    let claims = claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e));
-    let services = services.unwrap_or_else(|e| unreadable(unread, "Services", &e));
-    let budget = budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e));
-    let policy = policy.unwrap_or_else(|e| unreadable(unread, "the NetworkPolicy", &e));
-    let zones = zones.of(client, &pods).await;
+}
+
+/// What the objects say, however they were come by. What is somebody else's is not there.
+pub(super) fn read(
+    objects: Objects,
+    zones: &BTreeMap<String, String>,
+    identity: &Identity,
+    home: Option<&str>,
+) -> Seen {
+    let mut seen = Seen::default();
+    let Objects { cluster, services, budget, policy, sets, pods, claims } = objects;
+    let (budget, policy) = (own(budget, identity), own(policy, identity));
+    let cluster = cluster.filter(|c| c.metadata.uid.as_deref() == Some(&identity.uid));
+    let finalizers = cluster.iter().flat_map(|c| c.metadata.finalizers.iter().flatten());
+    if finalizers.into_iter().any(|f| f == names::FINALIZER_CLUSTER) {
+        seen.observation.objects.finalizer = Presence::Present;
+    }
     for set in sets.iter().filter(|s| is_of_incarnation(&s.metadata, identity)) {
         let uid = set.metadata.uid.as_deref().unwrap_or_default();
         let pod = pods.iter().find(|p| is_controlled_by(&p.metadata, uid));
-        let record = member_record(set, pod.map(|p| observed_pod(p, &zones)));
-        if let Some(ip) = pod.and_then(pod_ip) {
+        let record = member_record(set, pod.map(|p| observed_pod(p, zones)));
+        if let Some(ip) = pod.and_then(|p| pod_ip(p)) {
             let spoken = record.pod.as_ref().map_or(TlsMode::Disabled, |p| p.speaks.admin());
             let scheme = if spoken == TlsMode::Disabled { "http" } else { "https" };
             seen.admin_urls.insert(record.name.clone(), format!("{scheme}://{}:{ADMIN_PORT}", bracketed(ip)));
         }
         seen.observation.records.push(record);
     }
-    shared_objects(&services, budget, policy.as_ref(), identity, &mut seen);
+    shared_objects(&services, budget.as_deref(), policy.as_deref(), identity, &mut seen);
     let objects = &mut seen.observation.objects;
-    objects.home = home.map(str::to_owned).or_else(|| network::home(policy.as_ref()?)).unwrap_or_default();
+    objects.home = home.map(str::to_owned).or_else(|| network::home(policy.as_deref()?)).unwrap_or_default();
     objects.policy_hash =
         policy.and_then(|p| annotation(&p.metadata, names::ANNOTATION_OBJECTS_HASH).map(str::to_owned));
     seen.observation.volumes =
-        claims.iter().filter(|c| is_of_incarnation(&c.metadata, identity)).filter_map(volume).collect();
+        claims.iter().filter(|c| is_of_incarnation(&c.metadata, identity)).filter_map(|c| volume(c)).collect();
     seen
 }
 
@@ -96,35 +144,35 @@ fn unreadable<T: Default>(unread: &mut Vec<String>, what: &str, error: &kube::Er
     T::default()
 }
 
-async fn list<K>(client: &Client, identity: &Identity) -> Result<Vec<K>, kube::Error>
+async fn list<K>(client: &Client, identity: &Identity) -> Result<Vec<Arc<K>>, kube::Error>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     K::DynamicType: Default,
 {
     let api = Api::<K>::namespaced(client.clone(), &identity.namespace);
     let ours = ListParams::default().labels(&names::selector(&identity.uid));
-    Ok(timed(api.list(&ours)).await?.items)
+    Ok(timed(api.list(&ours)).await?.items.into_iter().map(Arc::new).collect())
 }
 
-/// The object of this name if it is this cluster's own: it is the cluster itself, or the cluster owns it.
-async fn own_object<K>(client: &Client, identity: &Identity, name: &str) -> Result<Option<K>, kube::Error>
+async fn object<K>(client: &Client, identity: &Identity, name: &str) -> Result<Option<Arc<K>>, kube::Error>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     K::DynamicType: Default,
 {
     let api = Api::<K>::namespaced(client.clone(), &identity.namespace);
-    let found = timed(api.get_opt(name)).await?;
-    Ok(found.filter(|object| {
-        let meta = object.meta();
-        meta.uid.as_deref() == Some(&identity.uid) || is_controlled_by(meta, &identity.uid)
-    }))
+    Ok(timed(api.get_opt(name)).await?.map(Arc::new))
+}
+
+/// The object if the cluster owns it.
+fn own<K: Resource>(object: Option<Arc<K>>, identity: &Identity) -> Option<Arc<K>> {
+    object.filter(|object| is_controlled_by(object.meta(), &identity.uid))
 }
 
 /// Reads the Services, the budget and what the cluster was founded under. What is missing or made by somebody else is not there,
 /// and is applied again.
 fn shared_objects(
-    services: &[Service],
-    budget: Option<PodDisruptionBudget>,
+    services: &[Arc<Service>],
+    budget: Option<&PodDisruptionBudget>,
     policy: Option<&NetworkPolicy>,
     identity: &Identity,
     seen: &mut Seen,
@@ -151,8 +199,8 @@ fn shared_objects(
     objects.applied_hash = hash.filter(|_| said == objects.defaults);
     let mark = peer.and_then(|s| annotation(&s.metadata, names::ANNOTATION_BOOTSTRAPPED));
     objects.bootstrapped = mark.and_then(|text| u64::from_str_radix(text, 16).ok()).map(ClusterId);
-    objects.budget_min_available = budget.and_then(|b| match b.spec?.min_available? {
-        IntOrString::Int(value) => u32::try_from(value).ok(),
+    objects.budget_min_available = budget.and_then(|b| match b.spec.as_ref()?.min_available.as_ref()? {
+        IntOrString::Int(value) => u32::try_from(*value).ok(),
         IntOrString::String(_) => None,
     });
 }
@@ -268,7 +316,12 @@ fn waiting_reason(pod: &core::Pod) -> Option<String> {
     reason.or_else(unplaced)
 }
 
-pub fn pod_ip(pod: &core::Pod) -> Option<&str> {
+pub(super) fn leader_endpoint(pod: &core::Pod) -> Option<LeaderEndpoint> {
+    let (ip, name) = (pod_ip(pod)?.to_owned(), pod.metadata.name.clone()?);
+    Some(LeaderEndpoint { ip, pod: name, node: pod.spec.as_ref().and_then(|s| s.node_name.clone()) })
+}
+
+fn pod_ip(pod: &core::Pod) -> Option<&str> {
     pod.status.as_ref()?.pod_ip.as_deref().filter(|ip| !ip.is_empty())
 }
 
@@ -293,7 +346,7 @@ fn volume(claim: &PersistentVolumeClaim) -> Option<Volume> {
 
 impl Zones {
     /// Zones of the nodes these pods run on. A node that may not be read has none.
-    async fn of(&self, client: &Client, pods: &[core::Pod]) -> BTreeMap<String, String> {
+    async fn of(&self, client: &Client, pods: &[Arc<core::Pod>]) -> BTreeMap<String, String> {
         let nodes = pods.iter().filter_map(|p| p.spec.as_ref()?.node_name.clone());
         let mut found = BTreeMap::new();
         for node in nodes {
@@ -333,7 +386,8 @@ mod tests {
             generation: 1,
             incarnation: 1,
         };
-        let services = services.map(|of| objects::services(&identity, "h", of).to_vec()).unwrap_or_default();
+        let services =
+            services.map(|of| objects::services(&identity, "h", of).map(Arc::new).to_vec()).unwrap_or_default();
         let policy = policy.map(|of| NetworkPolicy {
             metadata: ObjectMeta {
                 annotations: of.number().map(|n| [(names::ANNOTATION_DEFAULTS.to_owned(), n.to_owned())].into()),

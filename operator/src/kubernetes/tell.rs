@@ -9,12 +9,13 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource};
-use quorate_api::{ConditionStatus, ConsistentCluster, names, status_differs};
+use quorate_api::{ConditionStatus, ConsistentCluster, ConsistentClusterStatus, names, status_differs};
 use quorate_plan::{Identity, Intent, Presence};
 use serde_json::json;
 
+use super::cache::Cache;
 use super::objects::{self, LeaderEndpoint};
-use super::observe::pod_ip;
+use super::observe::leader_endpoint;
 use super::request::{MANAGER, timed};
 use crate::events::{self, Note, Severity};
 use crate::reconcile::Pass;
@@ -72,10 +73,9 @@ impl Teller {
         if objects.applied_hash.is_none() || objects.finalizer == Presence::Absent {
             return Ok(());
         }
-        let serving = pass.status.condition("LeaderServing").is_some_and(|c| c.status == ConditionStatus::True);
-        let leader = match &pass.status.leader {
-            Some(leader) if serving => self.endpoint(identity, &leader.name).await?,
-            Some(_) | None => None,
+        let leader = match serving_leader(&pass.status) {
+            Some(record) => self.endpoint(identity, record).await?,
+            None => None,
         };
         let slice = objects::leader_slice(identity, leader.as_ref());
         let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &identity.namespace);
@@ -91,10 +91,7 @@ impl Teller {
     async fn endpoint(&self, identity: &Identity, record: &str) -> Result<Option<LeaderEndpoint>, kube::Error> {
         let name = names::pod(record);
         let pod = timed(Api::<Pod>::namespaced(self.client.clone(), &identity.namespace).get_opt(&name)).await?;
-        Ok(pod.and_then(|pod| {
-            let ip = pod_ip(&pod)?.to_owned();
-            Some(LeaderEndpoint { ip, pod: name, node: pod.spec.and_then(|s| s.node_name) })
-        }))
+        Ok(pod.as_ref().and_then(leader_endpoint))
     }
 
     async fn write_status(
@@ -127,7 +124,26 @@ impl Teller {
         Ok(())
     }
 
+    /// The cluster is gone.
+    pub fn forget(&self, uid: &str) {
+        self.wrote.lock().expect("no panic happens while this is written").remove(uid);
+    }
+
     fn wrote(&self, uid: &str) -> Option<Instant> {
         self.wrote.lock().expect("no panic happens while this is looked up").get(uid).copied()
     }
+}
+
+/// The record of the leader, while it serves.
+fn serving_leader(status: &ConsistentClusterStatus) -> Option<&str> {
+    let serving = status.condition("LeaderServing").is_some_and(|c| c.status == ConditionStatus::True);
+    status.leader.as_ref().filter(|_| serving).map(|leader| leader.name.as_str())
+}
+
+/// Whether all that a glance shows is told already: the status says it, and the leader Service leads there.
+pub(super) fn is_told(cache: &Cache, cluster: &ConsistentCluster, identity: &Identity, pass: &Pass) -> bool {
+    let leader = serving_leader(&pass.status).and_then(|record| cache.endpoint(identity, record));
+    let slice = objects::leader_slice(identity, leader.as_ref());
+    let leads_there = cache.leader_slice(identity).is_some_and(|there| objects::points_alike(&there, &slice));
+    leads_there && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
 }
