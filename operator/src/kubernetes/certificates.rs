@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
+use futures::future::join_all;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -52,6 +53,8 @@ pub(super) struct Desk {
 pub(super) struct Kept {
     pub word: TlsWord,
     pub access: Option<Arc<Access>>,
+    /// The Secrets that were read for it, and the resource version of each that was there.
+    read: BTreeMap<String, Option<String>>,
 }
 
 /// Why certificates could not be kept; the words of errors hold nothing secret.
@@ -74,7 +77,8 @@ impl Desk {
             return;
         }
         let mut rotated = Vec::new();
-        let secrets = Secrets { client, cluster, observed, maker: Maker { cluster, lifetimes: self.lifetimes } };
+        let maker = Maker { cluster, lifetimes: self.lifetimes };
+        let secrets = Secrets { client, cluster, observed, maker, versions: Mutex::default() };
         let outcome = self.work(&secrets, &mut rotated).await;
         let asked = self.ask_cert_manager(&secrets).await;
         let mut word = TlsWord { fault: None, waits: None, rotated, not_after: None };
@@ -99,7 +103,8 @@ impl Desk {
         }
         word.fault = word.fault.or(asked).or_else(|| self.expired(&uid));
         let mut kept = self.kept.lock().expect("no panic happens while this is written");
-        kept.insert(uid, Kept { word, access });
+        let read = secrets.versions.into_inner().expect("no panic happens while this is written");
+        kept.insert(uid, Kept { word, access, read });
     }
 
     /// What is wrong with, or still missing of, the certificates that cert-manager issues.
@@ -130,6 +135,18 @@ impl Desk {
         kept.word.rotated.clear();
         shown.word.fault = shown.word.fault.or_else(|| self.expired(uid));
         Some(shown)
+    }
+
+    /// Whether every Secret is as it was when certificates were last kept. Nobody watches Secrets: who may watch them may read all
+    /// of them at any time.
+    pub async fn is_as_kept(&self, client: &Client, identity: &Identity) -> bool {
+        let Some(Kept { read, .. }) = self.kept(&identity.uid) else { return true };
+        let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
+        let same = read.iter().map(async |(name, version)| {
+            let found = timed(api.get_metadata_opt(name)).await;
+            found.is_ok_and(|found| found.and_then(|secret| secret.metadata.resource_version) == *version)
+        });
+        join_all(same).await.into_iter().all(|is_same| is_same)
     }
 
     /// The cluster is gone.
@@ -232,6 +249,8 @@ struct Secrets<'a> {
     cluster: &'a ValidatedCluster,
     observed: &'a Observation,
     maker: Maker<'a>,
+    /// Of what was read last, by name.
+    versions: Mutex<BTreeMap<String, Option<String>>>,
 }
 
 /// Names of the entries. A member's two certificates are for its peers, and for clients and the operator.
@@ -274,6 +293,8 @@ impl Secrets<'_> {
     /// A Secret of this cluster; one that somebody else made under its name is a fault.
     async fn read(&self, name: &str) -> Result<Option<Secret>, Fault> {
         let found = timed(self.api().get_opt(name)).await.map_err(|error| refusal(&error, name))?;
+        let version = found.as_ref().and_then(ResourceExt::resource_version);
+        self.versions.lock().expect("no panic happens while this is written").insert(name.to_owned(), version);
         let Some(secret) = found else { return Ok(None) };
         // Its record may have been taken away from over it; the label says whose it is.
         if secret.labels().get(names::LABEL_CLUSTER_UID) == Some(&self.cluster.identity.uid) {
@@ -590,7 +611,7 @@ mod tests {
         let rotated = vec!["orders-x: a new certificate".to_owned()];
         let word =
             TlsWord { fault: None, waits: Some("a mode".to_owned()), rotated: rotated.clone(), not_after: Some(7) };
-        desk.kept.lock().unwrap().insert("2f1c".to_owned(), Kept { word, access: None });
+        desk.kept.lock().unwrap().insert("2f1c".to_owned(), Kept { word, access: None, read: BTreeMap::new() });
         let shown = || desk.show("2f1c").map(|kept| (kept.word.rotated, kept.word.waits, kept.word.not_after));
         assert_eq!(shown(), Some((rotated, Some("a mode".to_owned()), Some(7))));
         assert_eq!(shown(), Some((Vec::new(), Some("a mode".to_owned()), Some(7))));

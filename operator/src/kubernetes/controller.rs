@@ -27,7 +27,7 @@ use crate::reconcile::{self, Acted, Pass};
 const MOVING: Duration = Duration::from_secs(1);
 /// Nothing moves: often enough that a status is never wrong for ten seconds.
 const STEADY: Duration = Duration::from_secs(4);
-/// A cluster that is only glanced at is read live this often all the same: watches may lag, and nobody watches Secrets.
+/// A cluster that is only glanced at is read live this often all the same: watches may lag.
 const LIVE_EVERY: Duration = Duration::from_secs(25);
 /// After a step, a moment for what it set in motion.
 const AFTER_STEP: Duration = Duration::from_millis(50);

@@ -50,6 +50,9 @@ impl Observer for KubernetesWorld {
 
     async fn glance(&self, intent: &Intent) -> Option<Seen> {
         let mut seen = observe::glance(&self.cache, &self.client, &self.zones, intent, Some(&self.home)).await?;
+        if !self.certificates.is_as_kept(&self.client, intent.identity()).await {
+            return None;
+        }
         self.show_certificates(intent, &mut seen);
         Some(seen)
     }
@@ -66,7 +69,7 @@ impl KubernetesWorld {
     /// As they were kept last.
     fn show_certificates(&self, intent: &Intent, seen: &mut Seen) {
         let identity = intent.identity();
-        if let Some(Kept { word, access }) = self.certificates.show(&identity.uid) {
+        if let Some(Kept { word, access, .. }) = self.certificates.show(&identity.uid) {
             seen.observation.tls = Some(word);
             if let Some(access) = access {
                 seen.equip(identity, &access);
