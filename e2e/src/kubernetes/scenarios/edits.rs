@@ -108,9 +108,9 @@ pub async fn scale_1_7_3(cluster: &Cluster) -> Result<String> {
 }
 
 pub async fn pause(cluster: &Cluster) -> Result<String> {
+    let (leader, _) = cluster.leader().await?;
     cluster.edit(json!({"paused": true, "replicas": 5})).await?;
     let before = records(cluster).await?;
-    let (leader, _) = cluster.leader().await?;
     tokio::time::sleep(TEMPTATION).await;
     ensure!(records(cluster).await? == before, "records were changed while paused");
     let told = cluster.status().await?;
