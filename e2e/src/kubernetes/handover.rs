@@ -86,6 +86,8 @@ pub struct Asked {
     /// Members that are to be stopped and stay so.
     pub fenced: Option<BTreeSet<String>>,
     pub replicas: Option<i64>,
+    /// That it be there, or go: a name may be used by one cluster after another.
+    pub exists: Option<bool>,
 }
 
 /// A member that led shortly before it was disrupted, and how it handed over.
@@ -178,7 +180,7 @@ pub fn disruptions(requests: &[Request]) -> Vec<Disruption> {
 /// What edits of clusters asked for, the earliest first.
 pub fn asked(requests: &[Request]) -> Vec<Asked> {
     let edits = requests.iter().filter(|r| {
-        let changes = matches!(r.verb.as_str(), "create" | "update" | "patch");
+        let changes = matches!(r.verb.as_str(), "create" | "update" | "patch" | "delete");
         changes && r.succeeded() && r.resource == "consistentclusters" && r.subresource.is_empty()
     });
     let asked = |r: &Request| {
@@ -191,9 +193,16 @@ pub fn asked(requests: &[Request]) -> Vec<Asked> {
             cluster: format!("{}/{}", r.namespace, r.name),
             fenced: fence.map(names),
             replicas: r.body["spec"]["replicas"].as_i64(),
+            exists: match r.verb.as_str() {
+                "delete" => Some(false),
+                // Also by a patch, where an object is described rather than changed.
+                _ if r.code == 201 => Some(true),
+                _ => None,
+            },
         }
     };
-    let mut all: Vec<_> = edits.map(asked).filter(|a| a.fenced.is_some() || a.replicas.is_some()).collect();
+    let mut all: Vec<_> =
+        edits.map(asked).filter(|a| a.fenced.is_some() || a.replicas.is_some() || a.exists.is_some()).collect();
     all.sort_by_key(|asked| asked.at);
     all
 }
@@ -203,13 +212,8 @@ fn cluster_of(member: &str) -> &str {
     member.rsplit_once('-').map_or(member, |(cluster, _)| cluster)
 }
 
-/// Checks every disruption against the logs. `deleted`: when a cluster (`namespace/name`) was told to go; then all stop.
-pub fn check(
-    lines: &[Line],
-    disruptions: &[Disruption],
-    deleted: &BTreeMap<String, Timestamp>,
-    asked: &[Asked],
-) -> Verdict {
+/// Checks every disruption against the logs.
+pub fn check(lines: &[Line], disruptions: &[Disruption], asked: &[Asked]) -> Verdict {
     let mut lines: Vec<&Line> = lines.iter().collect();
     lines.sort_by_key(|line| line.at);
     let mut verdict = Verdict::default();
@@ -226,11 +230,15 @@ pub fn check(
         let cluster = cluster_of(&disruption.member);
         let before = || asked.iter().rev().filter(|a| a.at <= disruption.at && a.cluster == cluster);
         let sleeps = before().find_map(|a| a.replicas) == Some(0);
-        if sleeps || deleted.get(cluster).is_some_and(|at| *at <= disruption.at) {
+        let is_deleted = before().find_map(|a| a.exists) == Some(false);
+        // All are to stop.
+        if sleeps || is_deleted {
             continue;
         }
         verdict.checked += 1;
-        let history = History::until(&lines, disruption);
+        // What a namesake did before is another story.
+        let since = before().find(|a| a.exists == Some(true)).map(|a| a.at);
+        let history = History::between(since, &lines, disruption);
         let record = disruption.member.rsplit('/').next().unwrap_or_default();
         let is_fenced = before().find_map(|a| a.fenced.as_ref()).is_some_and(|names| names.contains(record));
         verdict.violations.extend(history.violation(disruption, &names, is_fenced));
@@ -274,7 +282,7 @@ struct History<'a> {
 }
 
 impl<'a> History<'a> {
-    fn until(lines: &[&'a Line], disruption: &Disruption) -> History<'a> {
+    fn between(since: Option<Timestamp>, lines: &[&'a Line], disruption: &Disruption) -> History<'a> {
         let mut history = History {
             leaderships: Vec::new(),
             ended: BTreeMap::new(),
@@ -284,9 +292,8 @@ impl<'a> History<'a> {
             voters: None,
         };
         let cluster = cluster_of(&disruption.member);
-        for line in lines.iter().filter(|l| cluster_of(&l.member) == cluster).take_while(|l| l.at <= disruption.at) {
-            history.take(line);
-        }
+        let ours = lines.iter().take_while(|l| l.at <= disruption.at).filter(|l| cluster_of(&l.member) == cluster);
+        ours.filter(|l| since.is_none_or(|since| since <= l.at)).for_each(|line| history.take(line));
         history
     }
 
@@ -403,7 +410,7 @@ mod tests {
     }
 
     fn judge(lines: &[Line], disruption: Disruption) -> Verdict {
-        check(lines, &[disruption], &BTreeMap::new(), &[])
+        check(lines, &[disruption], &[])
     }
 
     fn edit(second: &str, body: Value) -> Request {
@@ -489,7 +496,7 @@ mod tests {
         let fence = |names: Value| json!({"metadata": {"annotations": {ANNOTATION_FENCE: names}}});
         let edits = [edit("09.5", fence(json!("orders-bbbbb , orders-aaaaa"))), edit("11", fence(Value::Null))];
         let lines = logs(&[(A, START), (B, SECOND)]);
-        let verdict = |disruption| check(&lines, &[disruption], &BTreeMap::new(), &asked(&edits)).violations;
+        let verdict = |disruption| check(&lines, &[disruption], &asked(&edits)).violations;
         assert_eq!(verdict(at("10.0", B, What::Stop)), Vec::<String>::new());
         assert!(verdict(at("10.0", A, What::Stop))[0].contains("leads term 2"));
         assert_eq!(verdict(at("09.0", B, What::Stop)).len(), 1, "nobody had asked yet");
@@ -501,7 +508,7 @@ mod tests {
     fn a_cluster_scaled_to_zero_stops_as_a_whole() {
         let edits = [edit("09", json!({"spec": {"replicas": 0}})), edit("11", json!({"spec": {"replicas": 3}}))];
         let lines = logs(&[(A, START), (B, SECOND)]);
-        let verdict = |disruption| check(&lines, &[disruption], &BTreeMap::new(), &asked(&edits)).violations;
+        let verdict = |disruption| check(&lines, &[disruption], &asked(&edits)).violations;
         assert_eq!(verdict(at("10.0", A, What::Stop)), Vec::<String>::new());
         assert_eq!(verdict(at("12.0", A, What::Stop)).len(), 1);
     }
@@ -514,7 +521,7 @@ mod tests {
                  change=Remove {{ id: {id} }} expect=ConfigAt {{ incarnation: 1, term: 2, index: 9 }}"
             )
         };
-        let verdict = |id| check(&logs(&[(A, START), (B, SECOND), (A, &asked(id))]), &[], &BTreeMap::new(), &[]);
+        let verdict = |id| check(&logs(&[(A, START), (B, SECOND), (A, &asked(id))]), &[], &[]);
         assert_eq!(verdict("1a").violations.len(), 1, "{:?}", verdict("1a"));
         assert_eq!((verdict("2b").checked, verdict("2b").violations.len()), (1, 0));
     }
@@ -523,10 +530,25 @@ mod tests {
     fn the_only_voter_and_a_deleted_cluster_have_nobody_to_hand_over_to() {
         let alone = START.replace("{1a, 2b, 3c}", "{1a}");
         assert!(judge(&logs(&[(A, &alone)]), at("10.0", A, What::Evict)).violations.is_empty());
-        let deleted = BTreeMap::from([("n/orders".to_owned(), "2026-11-25T07:00:09Z".parse().unwrap())]);
-        let stop = [at("10.0", A, What::Stop)];
-        assert_eq!(check(&log(A, START), &stop, &deleted, &[]).violations.len(), 0);
-        assert_eq!(check(&log(A, START), &stop, &BTreeMap::new(), &[]).violations.len(), 1);
+        let verdict = |edits: &[Request], second: &str| {
+            let lines = logs(&[(A, START), (B, SECOND)]);
+            check(&lines, &[at(second, A, What::Stop)], &asked(edits)).violations.len()
+        };
+        let told = |second: &str, verb: &str, code: u64| Request {
+            verb: verb.to_owned(),
+            code,
+            ..edit(second, serde_json::Value::Null)
+        };
+        let gone = told("09.0", "delete", 200);
+        assert_eq!(verdict(std::slice::from_ref(&gone), "10.0"), 0);
+        assert_eq!(verdict(std::slice::from_ref(&gone), "08.0"), 1, "not yet");
+        assert_eq!(verdict(&[], "10.0"), 1);
+        assert_eq!(verdict(&[told("09.0", "delete", 404)], "10.0"), 1, "it was refused");
+        // One of the same name is no part of that, before or after.
+        let again = [told("00.0", "create", 201), told("20.0", "delete", 200)];
+        assert_eq!(verdict(&again, "10.0"), 1);
+        assert_eq!(verdict(&again, "21.0"), 0);
+        assert_eq!(verdict(&[gone, told("11.0", "patch", 201)], "12.0"), 0, "what led before it was made led another");
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! What is proven at the end of a run from the audit log and the members' logs.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::cluster::{Cluster, text};
@@ -29,7 +26,6 @@ pub async fn prove(cluster: &Cluster, evidence: &Evidence, report: &mut Report) 
 /// The operator's requests, and what everybody asked of clusters.
 struct Log {
     operators: Vec<audit::Request>,
-    deleted: BTreeMap<String, Timestamp>,
     asked: Vec<handover::Asked>,
 }
 
@@ -37,14 +33,12 @@ fn log(cluster: &Cluster, from: u64) -> Result<Log> {
     let path = cluster.args.audit_log.as_deref().context("there is no audit log")?;
     let user = format!("system:serviceaccount:{}:{SERVICE_ACCOUNT}", cluster.args.operator_namespace);
     let all = audit::read(path, from, &[&user, "consistentclusters"])?;
-    let gone = all.iter().filter(|r| r.resource == "consistentclusters" && r.verb == "delete" && r.succeeded());
-    let deleted = gone.map(|r| (format!("{}/{}", r.namespace, r.name), r.at)).collect();
     let asked = handover::asked(&all);
-    Ok(Log { asked, deleted, operators: all.into_iter().filter(|r| r.user == user).collect() })
+    Ok(Log { asked, operators: all.into_iter().filter(|r| r.user == user).collect() })
 }
 
 fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
-    let Log { operators: requests, deleted, asked } = log(cluster, evidence.audit_start)?;
+    let Log { operators: requests, asked } = log(cluster, evidence.audit_start)?;
     let bare = requests.iter().find(|r| r.resource == "statefulsets" && r.verb == "update" && r.body.is_null());
     ensure!(bare.is_none(), "the audit policy hides what StatefulSets are changed to: {bare:?}");
     let lines: Vec<handover::Line> = evidence
@@ -53,7 +47,7 @@ fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
         .iter()
         .filter_map(|(pod, line)| handover::line(pod.strip_suffix("-0").unwrap_or(pod), line))
         .collect();
-    let verdict = handover::check(&lines, &handover::disruptions(&requests), &deleted, &asked);
+    let verdict = handover::check(&lines, &handover::disruptions(&requests), &asked);
     if !verdict.violations.is_empty() {
         bail!("{} of {} disruptions: {}", verdict.violations.len(), verdict.checked, verdict.violations.join("; "));
     }
