@@ -217,7 +217,15 @@ impl Cluster {
             add(&mut spec["volumes"], json!({"name": "tls", "secret": {"secretName": secret}}));
         }
         self.apply(&pod).await?;
-        self.mine(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]).await.map(drop)
+        self.mine(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]).await?;
+        // A Service leads to a member that became ready just now a moment later.
+        poll::until("the writer's first acknowledged write", LIMIT, POLL, async || {
+            let logs = self.mine(&["logs", name, "--tail=5"]).await?;
+            let newest = logs.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+            ensure!(newest.is_some_and(|line| line["progress"].as_u64() > Some(0)), "{logs}");
+            Ok(())
+        })
+        .await
     }
 
     /// Tells a writer to stop and returns what it says it found.
