@@ -101,12 +101,12 @@ impl Member {
         until("a put is acknowledged", || async { self.put(key, value).await.ok() }).await;
     }
 
-    /// Keys with a prefix "k" this member holds, without asking anybody.
     /// Nobody can so much as connect.
     pub fn refuses_clients(&self) -> bool {
         std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err()
     }
 
+    /// Keys with a prefix "k" this member holds, without asking anybody.
     pub async fn count_here(&self) -> Option<i64> {
         let request = RangeRequest {
             key: "k".into(),

@@ -199,6 +199,10 @@ impl Context {
     /// The cluster is gone.
     fn forget(&self, namespace: &str, name: &str, uid: &str) {
         self.metrics.forget(namespace, name);
+        self.forget_uid(uid);
+    }
+
+    fn forget_uid(&self, uid: &str) {
         self.known.lock().expect("no panic happens while this is noted").remove(uid);
         self.teller.forget(uid);
         self.world.certificates.forget(uid);
@@ -206,17 +210,15 @@ impl Context {
 
     /// Forgets clusters whose end nobody saw here, now and then: somebody took their finalizer away.
     fn sweep(&self) {
-        let mut known = self.known.lock().expect("no panic happens while this is noted");
+        let known: Vec<String> = {
+            let known = self.known.lock().expect("no panic happens while this is noted");
+            if known.len() <= 2 * self.world.cache.clusters() + 16 {
+                return;
+            }
+            known.keys().cloned().collect()
+        };
         let there = self.world.cache.uids();
-        if known.len() <= 2 * there.len() + 16 {
-            return;
-        }
-        let gone: Vec<String> = known.keys().filter(|uid| !there.contains(*uid)).cloned().collect();
-        for uid in gone {
-            known.remove(&uid);
-            self.teller.forget(&uid);
-            self.world.certificates.forget(&uid);
-        }
+        known.iter().filter(|uid| !there.contains(*uid)).for_each(|uid| self.forget_uid(uid));
     }
 
     fn pause(&self, uid: &str, pass: &Pass) -> Duration {
