@@ -2,7 +2,7 @@
 //!
 //! Every call has a deadline, and every membership call carries the configuration it was decided on. Nothing is retried here.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -23,13 +23,47 @@ const STATUS_LIMIT: Duration = Duration::from_millis(1_500);
 const PROBE_LIMIT: Duration = Duration::from_millis(2_500);
 /// A change is committed by the slower half of the members, on their disks.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
-/// Connections kept; more clusters than this share them by being connected anew.
-const CHANNELS_MAX: usize = 512;
+/// Connections kept, each of which takes 54 KiB (measured with TLS). Members of more clusters than these reach are connected to
+/// anew at each look, which costs a handshake every few seconds.
+const CHANNELS_MAX: usize = 96;
 
-/// Connections to members, by admin URL.
+/// Connections to members.
 #[derive(Debug, Default)]
 pub struct Members {
-    channels: Mutex<BTreeMap<String, Channel>>,
+    channels: Mutex<Channels>,
+}
+
+/// Those used last, by admin URL and certificate.
+#[derive(Debug, Default)]
+struct Channels {
+    kept: HashMap<String, Kept>,
+    /// Rises with each use.
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    channel: Channel,
+    used: u64,
+}
+
+impl Channels {
+    fn get(&mut self, known_as: &str) -> Option<Channel> {
+        self.uses += 1;
+        let kept = self.kept.get_mut(known_as)?;
+        kept.used = self.uses;
+        Some(kept.channel.clone())
+    }
+
+    /// In place of the one that was not used for longest, if there are too many.
+    fn keep(&mut self, known_as: String, channel: Channel) {
+        if self.kept.len() >= CHANNELS_MAX {
+            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(known_as, _)| known_as.clone());
+            oldest.and_then(|known_as| self.kept.remove(&known_as));
+        }
+        self.uses += 1;
+        self.kept.insert(known_as, Kept { channel, used: self.uses });
+    }
 }
 
 /// What the operator shows to members, and whom it trusts.
@@ -241,10 +275,7 @@ impl Members {
         // A connection made with another certificate is another connection.
         let known_as = tls.map_or_else(|| url.to_owned(), |tls| format!("{url} {} {}", tls.host, tls.access.sha256));
         if let Some(channel) = channels.get(&known_as) {
-            return Ok(AdminClient::new(channel.clone()));
-        }
-        if channels.len() >= CHANNELS_MAX {
-            channels.clear();
+            return Ok(AdminClient::new(channel));
         }
         let mut endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(|error| ActError::Failed(format!("admin URL {url:?}: {error}")))?;
@@ -255,14 +286,14 @@ impl Members {
                 .map_err(|error| ActError::Failed(format!("admin URL {url:?}: TLS: {error}")))?;
         }
         let channel = endpoint.connect_timeout(STATUS_LIMIT).tcp_nodelay(true).connect_lazy();
-        channels.insert(known_as, channel.clone());
+        channels.keep(known_as, channel.clone());
         Ok(AdminClient::new(channel))
     }
 
     /// A connection that does not answer may lead to a machine that is no more.
     fn forget(&self, url: &str) {
         let mut channels = self.channels.lock().expect("no panic happens while connections are looked up");
-        channels.retain(|known_as, _| known_as.split(' ').next() != Some(url));
+        channels.kept.retain(|known_as, _| known_as.split(' ').next() != Some(url));
     }
 }
 
@@ -361,6 +392,19 @@ mod tests {
         assert_eq!((call.to, request.idempotency_key.as_str()), (MemberId(9), "u-1"));
         assert_eq!(request.expect, Some(wire::ConfigAt { incarnation: 1, term: 2, index: 3 }));
         assert_eq!(request.peer_urls, ["http://orders-b7xk2:2380"]);
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_was_not_used_for_longest_makes_room() {
+        let mut channels = Channels::default();
+        let channel = || Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        (0..CHANNELS_MAX).for_each(|n| channels.keep(n.to_string(), channel()));
+        assert!(channels.get("0").is_some());
+        channels.keep("one more".to_owned(), channel());
+        assert_eq!(channels.kept.len(), CHANNELS_MAX);
+        assert!(channels.get("0").is_some(), "it was used since");
+        assert!(channels.get("1").is_none(), "it was not");
+        assert!(channels.get("one more").is_some());
     }
 
     #[test]

@@ -167,4 +167,13 @@ impl Cfg {
     pub(crate) fn et_us(&self) -> u64 {
         self.election_us.0
     }
+
+    /// A leader that heard no majority for this long steps down: the longest that a follower waits before it stands.
+    ///
+    /// Earlier would gain nothing, since nobody else need lead yet, and would cost a whole election for answers that are merely
+    /// late. etcd's leader looks once per election timeout whether somebody answered since it last looked, so it too lasts
+    /// between one and two of them.
+    pub(crate) fn quorum_us(&self) -> u64 {
+        self.election_us.1
+    }
 }

@@ -83,7 +83,7 @@ impl Node {
             round: 0,
             rounds_sent: VecDeque::new(),
             heartbeat_due: self.now,
-            quorum_due: self.now.after(self.cfg.et_us()),
+            quorum_due: self.now.after(self.cfg.quorum_us()),
             pending: VecDeque::new(),
             uncommitted_bytes,
             reads_waiting: Vec::new(),
@@ -314,11 +314,11 @@ impl Node {
     pub(super) fn tick_leader(&mut self, out: &mut Vec<Effect>) {
         let Role::Leader(leader) = &self.role else { return };
         let heard = self.quorum_heard(leader);
-        if self.now.since(heard) > self.cfg.et_us() && !planted!(self, NoCheckQuorum) {
+        if self.now.since(heard) > self.cfg.quorum_us() && !planted!(self, NoCheckQuorum) {
             return self.step_down(StepDown::QuorumLost, out);
         }
         self.expire_transfer(out);
-        let (now, quorum_due) = (self.now, heard.after(self.cfg.et_us() + 1));
+        let (now, quorum_due) = (self.now, heard.after(self.cfg.quorum_us() + 1));
         let Role::Leader(leader) = &mut self.role else { return };
         leader.quorum_due = quorum_due.max(now.after(1));
         if now >= leader.heartbeat_due {
