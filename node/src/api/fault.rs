@@ -55,7 +55,7 @@ async fn answer(
         _ = &mut ended => return,
     }
     let served = async {
-        let incoming = tls::incoming(TcpListener::from_std(socket)?, plane, mode, super::tune);
+        let incoming = tls::incoming(TcpListener::from_std(socket)?, plane, mode, super::tune, tls::Door::open());
         let server = Server::builder().add_service(AdminServer::new(fault));
         server.serve_with_incoming_shutdown(incoming, async { drop(ended.await) }).await?;
         anyhow::Ok(())

@@ -42,7 +42,7 @@ use tonic::transport::Server;
 
 use crate::Args;
 use crate::handle::{Handle, NodeStatus};
-use crate::tls::{self, Incoming, Mode, Tls};
+use crate::tls::{self, Door, Incoming, Mode, Tls};
 use crate::watch::Hub;
 
 use absent::Absent;
@@ -70,6 +70,10 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A stream that asks for a leader ends after this many election timeouts without one, as in etcd.
 const ELECTIONS_WITHOUT_LEADER_MAX: u32 = 3;
+
+/// A client that knows no other member waits this long for one that cannot serve, and is told why then.
+const OPENS_WITHIN: Duration = Duration::from_secs(3);
+const OPEN_POLL: Duration = Duration::from_millis(20);
 
 /// Sockets, bound already.
 #[derive(Debug)]
@@ -193,6 +197,8 @@ pub async fn serve(handle: Handle, options: Options, tls: Tls, listeners: Listen
     let shared = handle.shared.clone();
     let api = Api::new(handle, options, tls.clone());
     let probing = tokio::spawn(health::probe(api.clone()));
+    let (handle, door) = Door::closed();
+    tokio::spawn(open(api.clone(), handle));
     let client = client_routes(&api);
     let admin = with_http(Routes::new(AdminServer::new(api.clone())), &api);
     let metrics = with_http(Routes::default(), &api);
@@ -205,8 +211,10 @@ pub async fn serve(handle: Handle, options: Options, tls: Tls, listeners: Listen
         for (socket, mode) in sockets {
             tracing::info!(address = %socket.local_addr()?, tls = mode.name(), "serving {what}; {VERSION}, as etcd {ETCD_VERSION}");
             let (routes, shared) = (routes.clone(), shared.clone());
-            let incoming = tls::incoming(socket, plane.clone(), mode, tune);
-            if what == "clients" {
+            let is_for_clients = what == "clients";
+            let door = if is_for_clients { door.clone() } else { Door::open() };
+            let incoming = tls::incoming(socket, plane.clone(), mode, tune, door);
+            if is_for_clients {
                 clients.push(tokio::spawn(serve_on(incoming, routes, async move { shared.left().await })));
             } else {
                 others.push(tokio::spawn(serve_on(incoming, routes, std::future::pending())));
@@ -218,6 +226,24 @@ pub async fn serve(handle: Handle, options: Options, tls: Tls, listeners: Listen
         gone = try_join_all(clients.into_iter().map(|client| async { client.await? })) => gone.map(drop),
         (ended, _, _) = select_all(others) => ended?,
     }
+}
+
+/// Lets clients in as soon as this member can serve them: one that has just started and has not heard from its leader would let
+/// them wait, and a client that knows other members asks those as long as no connection to this one stands. In the end they are
+/// told why they are not served.
+async fn open(api: Api, door: tokio::sync::watch::Sender<bool>) {
+    let serves = async {
+        loop {
+            let status = api.handle().status();
+            let is_no_voter = !status.is_activated || status.raft.is_removed || is_learner(&status);
+            if is_no_voter || api.handle().linearizable_view().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(OPEN_POLL).await;
+        }
+    };
+    tokio::select! { () = serves => {}, () = tokio::time::sleep(OPENS_WITHIN) => {}, () = api.handle().shared.left() => {} }
+    door.send_replace(true);
 }
 
 fn client_routes(api: &Api) -> Routes {

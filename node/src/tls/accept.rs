@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use rustls::{CertificateError, OtherError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -87,6 +87,44 @@ pub(crate) fn is_silence(error: &anyhow::Error) -> bool {
     matches!(kind, Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected))
 }
 
+/// Whether those who come are served yet. Until then they wait here, except who speaks plain HTTP/1: so does a probe, which asks
+/// how this member is.
+#[derive(Clone, Debug)]
+pub(crate) struct Door(watch::Receiver<bool>);
+
+impl Door {
+    /// Closed until its handle says `true`, or is gone.
+    pub(crate) fn closed() -> (watch::Sender<bool>, Door) {
+        let (handle, state) = watch::channel(false);
+        (handle, Door(state))
+    }
+
+    pub(crate) fn open() -> Door {
+        Door(watch::channel(true).1)
+    }
+
+    async fn wait(mut self, stream: &TcpStream) {
+        let is_open = async {
+            let _ = self.0.wait_for(|is_open| *is_open).await;
+        };
+        let is_probe = async {
+            let mut first = [0; TELLING_BYTES];
+            while let Ok(seen) = stream.peek(&mut first).await {
+                match seen {
+                    // It is gone, which others will notice.
+                    0 => return,
+                    // HTTP/2 begins with these, a TLS handshake with 0x16.
+                    TELLING_BYTES if first[0] != 0x16 && first != *b"PRI" => return,
+                    TELLING_BYTES => break,
+                    _ => tokio::time::sleep(TRICKLE_PAUSE).await,
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! { () = is_open => {}, () = is_probe => {} }
+    }
+}
+
 /// Connections ready to be served.
 pub(crate) type Incoming = ReceiverStream<io::Result<Stream>>;
 
@@ -96,6 +134,7 @@ pub(crate) fn incoming(
     plane: Arc<Plane>,
     mode: Mode,
     tune: impl Fn(&TcpStream) -> io::Result<()> + Send + 'static,
+    door: Door,
 ) -> Incoming {
     let (ready, taken) = mpsc::channel(READY_MAX);
     tokio::spawn(async move {
@@ -115,8 +154,9 @@ pub(crate) fn incoming(
                         continue;
                     }
                 };
-            let (plane, ready) = (plane.clone(), ready.clone());
+            let (plane, ready, door) = (plane.clone(), ready.clone(), door.clone());
             tokio::spawn(async move {
+                door.wait(&stream).await;
                 let accepted = admit(&plane, stream, mode, address).await;
                 // Whoever is through no longer counts as one who is not.
                 drop(permit);
@@ -177,5 +217,30 @@ mod tests {
         let (dialled, accepted) = pair().await;
         drop(dialled);
         assert!(begins_with_tls(&accepted).await.is_err(), "nothing was said");
+    }
+    #[tokio::test]
+    async fn before_the_door_opens_only_probes_come_in() {
+        use futures::StreamExt;
+        let (handle, door) = Door::closed();
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = socket.local_addr().expect("bound");
+        let plane = Arc::new(Plane::plain(super::super::Role::Client));
+        let mut served = incoming(socket, plane, Mode::Disabled, |_| Ok(()), door);
+        let mut said = async |bytes: &[u8]| {
+            let mut dialled = TcpStream::connect(address).await.expect("connects");
+            dialled.write_all(bytes).await.expect("writes");
+            dialled
+        };
+        let client = said(b"PRI * HTTP/2.0\r\n").await;
+        let silent = said(b"").await;
+        let probe = said(b"GET /livez HTTP/1.1\r\n").await;
+        let mut next = async || {
+            let Some(Ok(Stream::Plain(stream))) = served.next().await else { panic!("a plain connection") };
+            stream.peer_addr().expect("connected")
+        };
+        assert_eq!(next().await, probe.local_addr().expect("connected"));
+        drop(silent);
+        handle.send_replace(true);
+        assert_eq!(next().await, client.local_addr().expect("connected"));
     }
 }

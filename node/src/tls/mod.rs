@@ -24,7 +24,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-pub(crate) use accept::{Incoming, incoming, is_silence};
+pub(crate) use accept::{Door, Incoming, incoming, is_silence};
 pub use args::TlsArgs;
 use files::{Content, Loaded, Paths};
 pub use roles::{Facts, Role, Rule, Wrong};
