@@ -21,6 +21,14 @@ pub struct Seen {
     pub admin_tls: BTreeMap<String, AdminTls>,
     /// What members said they use of certificates, by record.
     pub tls: BTreeMap<String, Vec<TlsPlane>>,
+    /// Pods that end, and to which clients are still sent.
+    pub ending: Vec<EndingPod>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndingPod {
+    pub name: String,
+    pub uid: String,
 }
 
 /// How to reach an admin port by TLS.

@@ -226,7 +226,7 @@ mod tests {
         let address = socket.local_addr().expect("bound");
         let plane = Arc::new(Plane::plain(super::super::Role::Client));
         let mut served = incoming(socket, plane, Mode::Disabled, |_| Ok(()), door);
-        let mut said = async |bytes: &[u8]| {
+        let said = async |bytes: &[u8]| {
             let mut dialled = TcpStream::connect(address).await.expect("connects");
             dialled.write_all(bytes).await.expect("writes");
             dialled

@@ -217,7 +217,7 @@ impl ValidatedCluster {
     /// Hash of what the shared objects (Services) are rendered from. The budget is not among them: see `SetBudget`.
     pub fn objects_hash(&self) -> String {
         let incarnation = self.identity.incarnation.to_string();
-        let mut parts = vec!["objects/1", &self.identity.name, &self.identity.uid, &incarnation];
+        let mut parts = vec!["objects/2", &self.identity.name, &self.identity.uid, &incarnation];
         parts.extend(self.defaults.number());
         hash(&parts)
     }

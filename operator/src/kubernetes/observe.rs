@@ -27,7 +27,7 @@ use super::cache::Cache;
 use super::network;
 use super::objects::{self, ADMIN_PORT, LeaderEndpoint};
 use super::request::timed;
-use crate::world::Seen;
+use crate::world::{EndingPod, Seen};
 
 /// The retirement mark as it stands in the annotation.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -128,6 +128,7 @@ pub(super) fn read(
             seen.admin_urls.insert(record.name.clone(), format!("{scheme}://{}:{ADMIN_PORT}", bracketed(ip)));
         }
         seen.observation.records.push(record);
+        seen.ending.extend(pod.and_then(|p| ending(p)));
     }
     shared_objects(&services, budget.as_deref(), policy.as_deref(), identity, &mut seen);
     let objects = &mut seen.observation.objects;
@@ -293,6 +294,14 @@ fn observed_pod(pod: &core::Pod, zones: &BTreeMap<String, String>) -> Pod {
     }
 }
 
+/// A pod that ends and that the Service of its member still selects.
+fn ending(pod: &core::Pod) -> Option<EndingPod> {
+    let meta = &pod.metadata;
+    let is_selected = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(names::LABEL_INSTANCE));
+    let pod = || Some(EndingPod { name: meta.name.clone()?, uid: meta.uid.clone()? });
+    if is_selected && deletion(meta) == Deletion::Requested { pod() } else { None }
+}
+
 fn spoken(meta: &ObjectMeta) -> Spoken {
     objects::read_spoken(annotation(meta, names::ANNOTATION_TLS))
 }
@@ -398,6 +407,24 @@ mod tests {
         let mut seen = Seen::default();
         shared_objects(&services, None, policy.as_ref(), &identity, &mut seen);
         (seen.observation.objects.defaults, seen.observation.objects.applied_hash)
+    }
+
+    #[test]
+    fn clients_are_kept_from_a_pod_that_ends_once() {
+        let pod = |is_ending: bool, labels: &[&str]| core::Pod {
+            metadata: ObjectMeta {
+                name: Some("orders-x-0".to_owned()),
+                uid: Some("p1".to_owned()),
+                labels: Some(labels.iter().map(|label| ((*label).to_owned(), "orders".to_owned())).collect()),
+                deletion_timestamp: is_ending.then(|| Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH)),
+                ..ObjectMeta::default()
+            },
+            ..core::Pod::default()
+        };
+        let named = EndingPod { name: "orders-x-0".to_owned(), uid: "p1".to_owned() };
+        assert_eq!(ending(&pod(true, &[names::LABEL_INSTANCE, names::LABEL_MEMBER])), Some(named));
+        assert_eq!(ending(&pod(true, &[names::LABEL_MEMBER])), None, "it was done");
+        assert_eq!(ending(&pod(false, &[names::LABEL_INSTANCE])), None, "it stays");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Tells what a pass found: the status, Events, and the address behind the leader Service. Decides nothing.
+//! Tells what a pass found: the status, Events, and the addresses behind the leader's and the members' Services. Decides nothing.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -19,6 +19,7 @@ use super::observe::leader_endpoint;
 use super::request::{MANAGER, timed};
 use crate::events::{self, Note, Severity};
 use crate::reconcile::Pass;
+use crate::world::EndingPod;
 
 /// Numbers that move all the time reach the status this often when nothing else changes.
 const VOLATILE_EVERY: Duration = Duration::from_secs(30);
@@ -43,6 +44,11 @@ impl Teller {
         }
         if let Err(error) = self.point_to_leader(identity, pass).await {
             tracing::warn!(cluster = identity.name, "the leader Service was not updated: {error}");
+        }
+        if !is_left_alone(intent) {
+            for pod in &pass.seen.ending {
+                self.send_nobody_to(identity, pod).await;
+            }
         }
         self.write_status(cluster, identity, pass).await
     }
@@ -86,6 +92,21 @@ impl Teller {
             return Ok(());
         }
         timed(api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&slice))).await.map(drop)
+    }
+
+    /// The Service of a member leads to its pod whether that is ready or not, or members could not find each other at first; and so
+    /// it would lead to the pod's address for a while after nobody answers there any more. A client that dials it then waits for up to
+    /// twenty seconds before it tries again. While nothing is behind the Service it is refused at once. Connections that stand go on.
+    async fn send_nobody_to(&self, identity: &Identity, pod: &EndingPod) {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &identity.namespace);
+        let unlabel = json!({"metadata": {"uid": pod.uid, "labels": {names::LABEL_INSTANCE: null}}});
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        match timed(api.patch(&pod.name, &params, &Patch::Merge(&unlabel))).await {
+            Ok(_) => {}
+            // It is gone, or another one has its name.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
+            Err(error) => tracing::warn!(pod = pod.name, "its Service still leads to a pod that ends: {error}"),
+        }
     }
 
     async fn endpoint(&self, identity: &Identity, record: &str) -> Result<Option<LeaderEndpoint>, kube::Error> {
@@ -134,16 +155,27 @@ impl Teller {
     }
 }
 
+/// Nothing of it is changed: it is paused, or goes as a whole.
+fn is_left_alone(intent: &Intent) -> bool {
+    match intent {
+        Intent::Run(cluster) => cluster.paused,
+        Intent::Refused(_) => false,
+        Intent::Delete(_) => true,
+    }
+}
+
 /// The record of the leader, while it serves.
 fn serving_leader(status: &ConsistentClusterStatus) -> Option<&str> {
     let serving = status.condition("LeaderServing").is_some_and(|c| c.status == ConditionStatus::True);
     status.leader.as_ref().filter(|_| serving).map(|leader| leader.name.as_str())
 }
 
-/// Whether all that a glance shows is told already: the status says it, and the leader Service leads there.
+/// Whether all that a glance shows is told already: the status says it, the leader Service leads there, and no other to a pod that ends.
 pub(super) fn is_told(cache: &Cache, cluster: &ConsistentCluster, identity: &Identity, pass: &Pass) -> bool {
     let leader = serving_leader(&pass.status).and_then(|record| cache.endpoint(identity, record));
     let slice = objects::leader_slice(identity, leader.as_ref());
     let leads_there = cache.leader_slice(identity).is_some_and(|there| objects::points_alike(&there, &slice));
-    leads_there && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
+    leads_there
+        && pass.seen.ending.is_empty()
+        && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
 }

@@ -12,6 +12,8 @@ use crate::kubernetes::cluster::{Cluster, LIMIT, POLL, text};
 use crate::poll;
 
 const RATE: u64 = 200;
+/// The same load before anything happens: what this machine does to anybody.
+const QUIET_SECONDS: u64 = 10;
 
 /// What the benchmark tool says of a run.
 #[derive(Debug, PartialEq)]
@@ -56,7 +58,13 @@ pub async fn rolling_restart(cluster: &Cluster, size: u64) -> Result<String> {
         before.iter().map(|p| format!("https://{}:2379", p.name.trim_end_matches("-0"))).collect();
     let seconds = 20 + 8 * size;
     let (rate, total) = (format!("--rate={RATE}"), format!("--total={}", RATE * seconds));
-    let put = [rate.as_str(), total.as_str(), "--key-size=16", "--val-size=256", "--key-space-size=1000"];
+    let quiet_total = format!("--total={}", RATE * QUIET_SECONDS);
+    let sized = ["--key-size=16", "--val-size=256", "--key-space-size=1000"];
+    let put = [&[rate.as_str(), total.as_str()], &sized[..]].concat();
+    let quiet_put = [&[rate.as_str(), quiet_total.as_str()], &sized[..]].concat();
+    let all = members.join(",");
+    const SERVICE: &str = "https://orders:2379";
+    let quiet = tokio::try_join!(benchmark(cluster, &all, &quiet_put), benchmark(cluster, SERVICE, &quiet_put))?;
     let roll = async {
         tokio::time::sleep(Duration::from_secs(3)).await;
         let since = Instant::now();
@@ -72,18 +80,20 @@ pub async fn rolling_restart(cluster: &Cluster, size: u64) -> Result<String> {
         let told = benchmark(cluster, endpoints, &put).await?;
         Ok::<_, anyhow::Error>((told, started.elapsed().as_secs_f64()))
     };
-    let all = members.join(",");
-    let (of_members, of_service, took) = tokio::join!(timed(&all), timed("https://orders:2379"), roll);
+    let (of_members, of_service, took) = tokio::join!(timed(&all), timed(SERVICE), roll);
     let ((of_members, first_end), (of_service, second_end), took) = (of_members?, of_service?, took?);
     back_to_three(cluster).await?;
     ensure!(first_end.min(second_end) > took + 3.0, "the load ended before the last restart: nothing is proven");
     let failed = [&of_members.errors[..], &of_service.errors[..]].concat();
     ensure!(failed.is_empty(), "requests failed while {size} members were restarted: {failed:?}");
     Ok(format!(
-        "{size} in {took:.0} s, 0 of {} requests failed, slowest {:.0} ms with all members, {:.0} ms through the Service",
+        "{size} in {took:.0} s, 0 of {} requests failed, slowest {:.0} ms with all members ({:.0} ms before the restart), \
+         {:.0} ms through the Service ({:.0} ms before)",
         2 * RATE * seconds,
         of_members.slowest_ms,
-        of_service.slowest_ms
+        quiet.0.slowest_ms,
+        of_service.slowest_ms,
+        quiet.1.slowest_ms
     ))
 }
 
