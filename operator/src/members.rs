@@ -23,9 +23,11 @@ const STATUS_LIMIT: Duration = Duration::from_millis(1_500);
 const PROBE_LIMIT: Duration = Duration::from_millis(2_500);
 /// A change is committed by the slower half of the members, on their disks.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
-/// Connections kept, each of which takes 54 KiB (measured with TLS). Members of more clusters than these reach are connected to
-/// anew at each look, which costs a handshake every few seconds.
+/// Connections kept, each of which takes 54 KiB (measured with TLS). Members beyond these are connected to anew at each look, which
+/// costs a handshake every few seconds.
 const CHANNELS_MAX: usize = 96;
+/// A connection that was not used for this long makes room for another; every cluster that is looked after is looked at more often.
+const UNUSED: Duration = Duration::from_secs(60);
 
 /// Connections to members.
 #[derive(Debug, Default)]
@@ -33,36 +35,26 @@ pub struct Members {
     channels: Mutex<Channels>,
 }
 
-/// Those used last, by admin URL and certificate.
+/// By admin URL and certificate, with when each was used last.
 #[derive(Debug, Default)]
-struct Channels {
-    kept: HashMap<String, Kept>,
-    /// Rises with each use.
-    uses: u64,
-}
-
-#[derive(Debug)]
-struct Kept {
-    channel: Channel,
-    used: u64,
-}
+struct Channels(HashMap<String, (Channel, Instant)>);
 
 impl Channels {
-    fn get(&mut self, known_as: &str) -> Option<Channel> {
-        self.uses += 1;
-        let kept = self.kept.get_mut(known_as)?;
-        kept.used = self.uses;
-        Some(kept.channel.clone())
+    fn get(&mut self, known_as: &str, now: Instant) -> Option<Channel> {
+        let (channel, used) = self.0.get_mut(known_as)?;
+        *used = now;
+        Some(channel.clone())
     }
 
-    /// In place of the one that was not used for longest, if there are too many.
-    fn keep(&mut self, known_as: String, channel: Channel) {
-        if self.kept.len() >= CHANNELS_MAX {
-            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(known_as, _)| known_as.clone());
-            oldest.and_then(|known_as| self.kept.remove(&known_as));
+    /// If there is room. Clusters come round one after the other: the one not used for longest is the next to be asked for, so
+    /// it must not make room for one that was just used.
+    fn keep(&mut self, known_as: String, channel: Channel, now: Instant) {
+        if self.0.len() >= CHANNELS_MAX {
+            self.0.retain(|_, (_, used)| now.duration_since(*used) < UNUSED);
         }
-        self.uses += 1;
-        self.kept.insert(known_as, Kept { channel, used: self.uses });
+        if self.0.len() < CHANNELS_MAX {
+            self.0.insert(known_as, (channel, now));
+        }
     }
 }
 
@@ -274,7 +266,8 @@ impl Members {
         let mut channels = self.channels.lock().expect("no panic happens while connections are looked up");
         // A connection made with another certificate is another connection.
         let known_as = tls.map_or_else(|| url.to_owned(), |tls| format!("{url} {} {}", tls.host, tls.access.sha256));
-        if let Some(channel) = channels.get(&known_as) {
+        let now = Instant::now();
+        if let Some(channel) = channels.get(&known_as, now) {
             return Ok(AdminClient::new(channel));
         }
         let mut endpoint = Endpoint::from_shared(url.to_owned())
@@ -286,14 +279,14 @@ impl Members {
                 .map_err(|error| ActError::Failed(format!("admin URL {url:?}: TLS: {error}")))?;
         }
         let channel = endpoint.connect_timeout(STATUS_LIMIT).tcp_nodelay(true).connect_lazy();
-        channels.keep(known_as, channel.clone());
+        channels.keep(known_as, channel.clone(), now);
         Ok(AdminClient::new(channel))
     }
 
     /// A connection that does not answer may lead to a machine that is no more.
     fn forget(&self, url: &str) {
         let mut channels = self.channels.lock().expect("no panic happens while connections are looked up");
-        channels.kept.retain(|known_as, _| known_as.split(' ').next() != Some(url));
+        channels.0.retain(|known_as, _| known_as.split(' ').next() != Some(url));
     }
 }
 
@@ -378,8 +371,11 @@ fn progress(progress: wire::Progress) -> Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
     use quorate_plan::RecordRef;
+
+    use super::*;
 
     #[test]
     fn a_learner_is_added_under_its_records_uid() {
@@ -395,16 +391,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_connection_that_was_not_used_for_longest_makes_room() {
+    async fn connections_in_use_are_kept_and_others_make_room() {
         let mut channels = Channels::default();
         let channel = || Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        (0..CHANNELS_MAX).for_each(|n| channels.keep(n.to_string(), channel()));
-        assert!(channels.get("0").is_some());
-        channels.keep("one more".to_owned(), channel());
-        assert_eq!(channels.kept.len(), CHANNELS_MAX);
-        assert!(channels.get("0").is_some(), "it was used since");
-        assert!(channels.get("1").is_none(), "it was not");
-        assert!(channels.get("one more").is_some());
+        let start = Instant::now();
+        (0..CHANNELS_MAX).for_each(|n| channels.keep(n.to_string(), channel(), start));
+        let soon = start + UNUSED / 2;
+        channels.keep("one more".to_owned(), channel(), soon);
+        assert!(channels.get("one more", soon).is_none(), "there is no room");
+        assert!(channels.get("0", soon).is_some());
+        channels.keep("one more".to_owned(), channel(), start + UNUSED);
+        assert_eq!(channels.0.keys().map(String::as_str).collect::<BTreeSet<_>>(), ["0", "one more"].into());
     }
 
     #[test]

@@ -32,7 +32,8 @@ const PPM: u32 = 1_000_000;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Cfg {
     pub id: MemberId,
-    /// Election timeout, drawn anew from (min, max) each time. Its lower bound is "ET" in every rule.
+    /// Election timeout, drawn anew from (min, max) each time. Its lower bound is "ET" in every rule; a leader that hears
+    /// nobody lasts for the upper one.
     pub election_us: (u64, u64),
     /// How long after its own start this member refuses votes: the larger of the old and the new ET, because a
     /// restart forgets the leader contact that others rely on.

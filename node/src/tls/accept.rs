@@ -155,8 +155,12 @@ pub(crate) fn incoming(
                     }
                 };
             let (plane, ready, door) = (plane.clone(), ready.clone(), door.clone());
+            let has_room = permits.available_permits() >= HANDSHAKES_MAX / 2;
             tokio::spawn(async move {
-                door.wait(&stream).await;
+                // Those who wait must leave room for probes.
+                if has_room {
+                    door.wait(&stream).await;
+                }
                 let accepted = admit(&plane, stream, mode, address).await;
                 // Whoever is through no longer counts as one who is not.
                 drop(permit);

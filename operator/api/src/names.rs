@@ -6,15 +6,12 @@
 pub const LABEL_CLUSTER_UID: &str = "quorate.dev/cluster-uid";
 /// Label on every owned object: name of the ConsistentCluster.
 pub const LABEL_CLUSTER: &str = "quorate.dev/cluster";
-/// Label on records, pods and volumes.
+/// Label on records, pods and volumes. The Service of a member selects its pod by it, too, and a pod that ends loses it.
 pub const LABEL_INCARNATION: &str = "quorate.dev/incarnation";
 /// Label on pods and volumes: the record's name.
 pub const LABEL_MEMBER: &str = "quorate.dev/member";
 /// Label on records and pods that count for the disruption budget; a retiring member loses it first.
 pub const LABEL_VOTER: &str = "quorate.dev/voter";
-/// Label on every owned object: name of the ConsistentCluster, as others label theirs. The Service of a member selects its pod by this
-/// one, too, and a pod that ends loses it: see `Teller`.
-pub const LABEL_INSTANCE: &str = "app.kubernetes.io/instance";
 pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGED_BY: &str = "quorate";
 

@@ -59,10 +59,12 @@ pub enum Mutant {
     BuildDomainMajority,
     /// Takes a member for one that is down while the roll restarts it, and removes it before the others are rolled.
     ShrinkBeforeRoll,
+    /// Counts on a member whose pod ends, as long as it answers.
+    EndingPodCounts,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 28] = [
+    pub const ALL: [Mutant; 29] = [
         Mutant::NoMarginBeforeRestart,
         Mutant::NoMarginBeforeRemoval,
         Mutant::PromoteWithoutCatchUp,
@@ -91,6 +93,7 @@ impl Mutant {
         Mutant::SwapUnmarked,
         Mutant::BuildDomainMajority,
         Mutant::ShrinkBeforeRoll,
+        Mutant::EndingPodCounts,
     ];
 }
 

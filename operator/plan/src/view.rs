@@ -9,7 +9,7 @@ use crate::intent::Identity;
 use crate::mutants::{Mutant, is_planted};
 use crate::observation::{
     ClusterId, ConfigAt, ConfigMember, Deletion, MemberId, MemberRecord, MemberWord, Observation, PodPhase, Readiness,
-    Role, Volume,
+    Role, Termination, Volume,
 };
 
 /// Older evidence authorises nothing, in milliseconds. Two missed confirmations of a WAN leader fit in.
@@ -36,6 +36,7 @@ pub struct View<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Leader<'a> {
     pub word: &'a MemberWord,
+    records: &'a [MemberRecord],
 }
 
 /// What is known about a started member's disk.
@@ -130,7 +131,12 @@ fn confirmed_leader<'a>(observed: &'a Observation, identity: &Identity) -> Optio
             && ours(w.cluster_id)
             && w.members.iter().any(|m| m.id == w.member_id)
     };
-    observed.words.iter().filter(confirmed).max_by_key(|w| w.term).map(|word| Leader { word })
+    observed
+        .words
+        .iter()
+        .filter(confirmed)
+        .max_by_key(|w| w.term)
+        .map(|word| Leader { word, records: &observed.records })
 }
 
 impl<'a> Leader<'a> {
@@ -169,8 +175,15 @@ impl<'a> Leader<'a> {
         heard.then(|| self.word.commit_index.saturating_sub(progress.matched))
     }
 
+    /// One whose pod ends is not: it serves on for a while, and nothing may be built on that.
     pub fn is_caught_up(&self, id: MemberId) -> bool {
         self.lag(id).is_some_and(|lag| lag <= LAG_ENTRIES_MAX)
+            && (!self.is_ending(id) || is_planted(Mutant::EndingPodCounts))
+    }
+
+    fn is_ending(&self, id: MemberId) -> bool {
+        let ends = |r: &MemberRecord| r.pod.as_ref().is_some_and(|pod| pod.termination == Termination::Terminating);
+        self.records.iter().any(|r| r.member_id == Some(id) && ends(r))
     }
 
     /// How long the leader has surely not heard this member, in milliseconds: since its last answer, or since it leads if

@@ -184,7 +184,7 @@ impl Context {
             return Glance::NotTried;
         }
         let pass = reconcile::glance(&self.world, &self.members, &intent, cached.status.as_ref()).await;
-        let Some(pass) = pass.filter(|pass| is_told(&self.world.cache, cached, identity, pass)) else {
+        let Some(pass) = pass.filter(|pass| is_told(&self.world.cache, cached, &intent, pass)) else {
             return Glance::NotEnough;
         };
         self.world.certificates.hear(&identity.uid, &pass.seen);

@@ -49,7 +49,7 @@ const VOTER: &str = "true";
 pub fn labels(identity: &Identity) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "quorate"),
-        (names::LABEL_INSTANCE, identity.name.as_str()),
+        ("app.kubernetes.io/instance", identity.name.as_str()),
         (names::LABEL_MANAGED_BY, names::MANAGED_BY),
         (names::LABEL_CLUSTER, identity.name.as_str()),
         (names::LABEL_CLUSTER_UID, identity.uid.as_str()),
@@ -594,7 +594,7 @@ pub fn member_service(identity: &Identity, record: &str, record_uid: &str) -> Se
     let mut selector = pod_selector(identity);
     selector.insert(names::LABEL_MEMBER.to_owned(), record.to_owned());
     // Not one of the StatefulSet's selector: taking it away does not take the pod from its record.
-    selector.insert(names::LABEL_INSTANCE.to_owned(), identity.name.clone());
+    selector.insert(names::LABEL_INCARNATION.to_owned(), identity.incarnation.to_string());
     Service {
         metadata,
         spec: Some(ServiceSpec {

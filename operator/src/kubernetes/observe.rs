@@ -294,12 +294,15 @@ fn observed_pod(pod: &core::Pod, zones: &BTreeMap<String, String>) -> Pod {
     }
 }
 
-/// A pod that ends and that the Service of its member still selects.
+/// A pod that ends in order and that the Service of its member still selects. One that is not ready may be deleted because its node
+/// does not answer, and go on there for long: other members must find it.
 fn ending(pod: &core::Pod) -> Option<EndingPod> {
     let meta = &pod.metadata;
-    let is_selected = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(names::LABEL_INSTANCE));
-    let pod = || Some(EndingPod { name: meta.name.clone()?, uid: meta.uid.clone()? });
-    if is_selected && deletion(meta) == Deletion::Requested { pod() } else { None }
+    let is_selected = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(names::LABEL_INCARNATION));
+    if !is_selected || deletion(meta) == Deletion::No || !is_ready(pod) {
+        return None;
+    }
+    Some(EndingPod { name: meta.name.clone()?, uid: meta.uid.clone()? })
 }
 
 fn spoken(meta: &ObjectMeta) -> Spoken {
@@ -410,21 +413,30 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_kept_from_a_pod_that_ends_once() {
-        let pod = |is_ending: bool, labels: &[&str]| core::Pod {
+    fn clients_are_kept_from_a_pod_that_ends_in_order() {
+        let pod = |is_ready: bool, is_ending: bool, labels: &[&str]| core::Pod {
             metadata: ObjectMeta {
                 name: Some("orders-x-0".to_owned()),
                 uid: Some("p1".to_owned()),
-                labels: Some(labels.iter().map(|label| ((*label).to_owned(), "orders".to_owned())).collect()),
+                labels: Some(labels.iter().map(|label| ((*label).to_owned(), "1".to_owned())).collect()),
                 deletion_timestamp: is_ending.then(|| Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH)),
                 ..ObjectMeta::default()
             },
+            status: Some(core::PodStatus {
+                conditions: Some(vec![core::PodCondition {
+                    type_: "Ready".to_owned(),
+                    status: if is_ready { "True" } else { "False" }.to_owned(),
+                    ..core::PodCondition::default()
+                }]),
+                ..core::PodStatus::default()
+            }),
             ..core::Pod::default()
         };
         let named = EndingPod { name: "orders-x-0".to_owned(), uid: "p1".to_owned() };
-        assert_eq!(ending(&pod(true, &[names::LABEL_INSTANCE, names::LABEL_MEMBER])), Some(named));
-        assert_eq!(ending(&pod(true, &[names::LABEL_MEMBER])), None, "it was done");
-        assert_eq!(ending(&pod(false, &[names::LABEL_INSTANCE])), None, "it stays");
+        assert_eq!(ending(&pod(true, true, &[names::LABEL_INCARNATION, names::LABEL_MEMBER])), Some(named));
+        assert_eq!(ending(&pod(true, true, &[names::LABEL_MEMBER])), None, "it was done");
+        assert_eq!(ending(&pod(true, false, &[names::LABEL_INCARNATION])), None, "it stays");
+        assert_eq!(ending(&pod(false, true, &[names::LABEL_INCARNATION])), None, "its node may be cut off");
     }
 
     #[test]

@@ -16,10 +16,10 @@ use serde_json::json;
 use super::cache::Cache;
 use super::objects::{self, LeaderEndpoint};
 use super::observe::leader_endpoint;
-use super::request::{MANAGER, timed};
+use super::request::{MANAGER, timed, verdict};
 use crate::events::{self, Note, Severity};
 use crate::reconcile::Pass;
-use crate::world::EndingPod;
+use crate::world::{ActError, EndingPod};
 
 /// Numbers that move all the time reach the status this often when nothing else changes.
 const VOLATILE_EVERY: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ impl Teller {
         if let Err(error) = self.point_to_leader(identity, pass).await {
             tracing::warn!(cluster = identity.name, "the leader Service was not updated: {error}");
         }
-        if !is_left_alone(intent) {
+        if !is_left_alone(cluster, intent) {
             for pod in &pass.seen.ending {
                 self.send_nobody_to(identity, pod).await;
             }
@@ -99,13 +99,12 @@ impl Teller {
     /// twenty seconds before it tries again. While nothing is behind the Service it is refused at once. Connections that stand go on.
     async fn send_nobody_to(&self, identity: &Identity, pod: &EndingPod) {
         let api = Api::<Pod>::namespaced(self.client.clone(), &identity.namespace);
-        let unlabel = json!({"metadata": {"uid": pod.uid, "labels": {names::LABEL_INSTANCE: null}}});
+        let unlabel = json!({"metadata": {"uid": pod.uid, "labels": {names::LABEL_INCARNATION: null}}});
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match timed(api.patch(&pod.name, &params, &Patch::Merge(&unlabel))).await {
-            Ok(_) => {}
-            // It is gone, or another one has its name.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
-            Err(error) => tracing::warn!(pod = pod.name, "its Service still leads to a pod that ends: {error}"),
+        if let Err(error) = timed(api.patch(&pod.name, &params, &Patch::Merge(&unlabel))).await
+            && let ActError::Failed(why) = verdict("the pod", &error)
+        {
+            tracing::warn!(pod = pod.name, "its Service still leads to a pod that ends: {why}");
         }
     }
 
@@ -156,12 +155,8 @@ impl Teller {
 }
 
 /// Nothing of it is changed: it is paused, or goes as a whole.
-fn is_left_alone(intent: &Intent) -> bool {
-    match intent {
-        Intent::Run(cluster) => cluster.paused,
-        Intent::Refused(_) => false,
-        Intent::Delete(_) => true,
-    }
+fn is_left_alone(cluster: &ConsistentCluster, intent: &Intent) -> bool {
+    cluster.spec.paused || matches!(intent, Intent::Delete(_))
 }
 
 /// The record of the leader, while it serves.
@@ -171,11 +166,11 @@ fn serving_leader(status: &ConsistentClusterStatus) -> Option<&str> {
 }
 
 /// Whether all that a glance shows is told already: the status says it, the leader Service leads there, and no other to a pod that ends.
-pub(super) fn is_told(cache: &Cache, cluster: &ConsistentCluster, identity: &Identity, pass: &Pass) -> bool {
+pub(super) fn is_told(cache: &Cache, cluster: &ConsistentCluster, intent: &Intent, pass: &Pass) -> bool {
+    let identity = intent.identity();
     let leader = serving_leader(&pass.status).and_then(|record| cache.endpoint(identity, record));
     let slice = objects::leader_slice(identity, leader.as_ref());
     let leads_there = cache.leader_slice(identity).is_some_and(|there| objects::points_alike(&there, &slice));
-    leads_there
-        && pass.seen.ending.is_empty()
-        && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
+    let is_hidden = pass.seen.ending.is_empty() || is_left_alone(cluster, intent);
+    leads_there && is_hidden && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
 }

@@ -174,12 +174,11 @@ impl World {
         self.raft.members.iter().filter(|m| !m.is_learner).collect()
     }
 
-    /// The record whose process runs as this member now.
+    /// The record whose process runs as this member now. One whose pod ends serves on till the next tick: that is how the trap of a
+    /// member that answers and is about to go is laid.
     pub fn alive(&self, id: MemberId) -> Option<&MemberRecord> {
         self.records.values().find(|r| {
-            let runs = r.pod.as_ref().is_some_and(|p| {
-                p.phase == PodPhase::Running && p.waiting_reason.is_none() && p.termination == Termination::No
-            });
+            let runs = r.pod.as_ref().is_some_and(|p| p.phase == PodPhase::Running && p.waiting_reason.is_none());
             runs && !self.cut_off.contains(&r.name)
                 && self.disks.get(&r.name).and_then(|d| d.data).is_some_and(|d| d.member == id)
         })
@@ -243,7 +242,6 @@ impl World {
                 Some(pod) if pod.termination == Termination::Terminating => record.pod = None,
                 Some(pod) if record.running == Running::Stopped && record.deletion == Deletion::No => {
                     pod.termination = Termination::Terminating;
-                    pod.readiness = Readiness::NotReady;
                 }
                 Some(pod) if pod.phase == PodPhase::Pending => {
                     pod.waiting_reason = match (volume, dead) {
@@ -459,8 +457,7 @@ impl World {
     fn word(&self, record: &MemberRecord) -> Option<MemberWord> {
         let pod = record.pod.as_ref()?;
         let data = self.disks.get(&record.name)?.data;
-        let running =
-            pod.phase == PodPhase::Running && pod.waiting_reason.is_none() && pod.termination == Termination::No;
+        let running = pod.phase == PodPhase::Running && pod.waiting_reason.is_none();
         if !running || self.cut_off.contains(&record.name) {
             return None;
         }
@@ -882,7 +879,10 @@ impl World {
 
     fn check_sleep(&mut self, name: &str) {
         let leads = self.records.get(name).is_some_and(|r| r.member_id.is_some() && r.member_id == self.raft.leader);
-        if leads && self.spec.replicas == 0 && self.live_caught_up(&self.raft.members) > 1 {
+        let stays =
+            |id: MemberId| self.is_caught_up(id) && self.alive(id).is_some_and(|r| r.running == Running::Started);
+        let others = self.voters().iter().filter(|m| Some(m.id) != self.raft.leader && stays(m.id)).count();
+        if leads && self.spec.replicas == 0 && others > 0 {
             self.violate(format!("leader {name} stopped before those that follow it"));
         }
     }
@@ -905,7 +905,6 @@ impl World {
             self.records.get_mut(&at.name).filter(|r| r.uid == at.uid).ok_or(Refused("no record".to_owned()))?;
         let pod = record.pod.as_mut().filter(|p| p.uid == pod_uid).ok_or(Refused("another pod".to_owned()))?;
         pod.termination = Termination::Terminating;
-        pod.readiness = Readiness::NotReady;
         Ok(())
     }
 
