@@ -419,7 +419,7 @@ mod tests {
                 name: Some("orders-x-0".to_owned()),
                 uid: Some("p1".to_owned()),
                 labels: Some(labels.iter().map(|label| ((*label).to_owned(), "1".to_owned())).collect()),
-                deletion_timestamp: is_ending.then(|| Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH)),
+                deletion_timestamp: is_ending.then_some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH)),
                 ..ObjectMeta::default()
             },
             status: Some(core::PodStatus {
