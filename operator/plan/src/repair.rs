@@ -7,7 +7,7 @@
 use quorate_api::FailureDomainKey;
 
 use crate::mutants::{Mutant, is_planted};
-use crate::observation::{MemberId, MemberRecord, Pod, Running};
+use crate::observation::{MemberId, MemberRecord, Pod, Running, Termination};
 use crate::planner::Pass;
 use crate::report::Waiting;
 use crate::roll::{is_up, runs};
@@ -76,6 +76,9 @@ pub(crate) fn awaited(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord
         && silent_ms >= TOLD_MS_MIN
     {
         return Waiting::MemberSilent { member, silent_ms, replaced_after_ms, reason: View::why_down(record) };
+    }
+    if record.pod.as_ref().is_some_and(|pod| pod.termination == Termination::Terminating) {
+        return Waiting::PodStopping { member };
     }
     let told = pass.view.word(record).map(|w| w.not_ready_reason.clone()).filter(|reason| !reason.is_empty());
     Waiting::MemberStarting { member, reason: told.unwrap_or_else(|| View::why_down(record)) }

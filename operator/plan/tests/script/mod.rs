@@ -179,6 +179,7 @@ impl Stage {
             ["disk-low", name] => self.word(Some(&full(name)))?.disk_low = true,
             ["rot", name, parts] => self.word(Some(&full(name)))?.rot_open = parts.parse().ok()?,
             ["node", name, node] => self.get(&full(name))?.pod.as_mut()?.node = Some(node.to_owned()),
+            ["ending", name] => self.get(&full(name))?.pod.as_mut()?.termination = Termination::Terminating,
             ["no-pod", name] => self.get(&full(name))?.pod = None,
             ["stopped", name] => self.get(&full(name))?.running = Running::Stopped,
             ["seed", name] => self.get(&full(name))?.start = Some(StartAs::Seed),
