@@ -56,6 +56,17 @@ pub(crate) fn why_not_live(status: &NodeStatus, now_us: u64) -> Option<String> {
     (silent_us > DRIVER_SILENT_MAX_US).then(|| format!("the driver has been silent for {} ms", silent_us / 1_000))
 }
 
+/// Why this member has no part in serving, whoever leads; `None` when it has.
+pub(super) fn why_no_voter(status: &NodeStatus) -> Option<&'static str> {
+    if !status.is_activated {
+        return Some("waits for the operator to activate it");
+    }
+    if status.raft.is_removed {
+        return Some("was removed from the cluster");
+    }
+    is_learner(status).then_some("is a learner")
+}
+
 /// Probes until the process ends.
 pub(crate) async fn probe(api: Api) {
     loop {
@@ -71,14 +82,8 @@ async fn why_not_ready(api: &Api) -> Option<String> {
     if let Some(reason) = why_not_live(&status, clock::now().0) {
         return Some(reason);
     }
-    if !status.is_activated {
-        return Some("waits for the operator to activate it".to_owned());
-    }
-    if status.raft.is_removed {
-        return Some("was removed from the cluster".to_owned());
-    }
-    if is_learner(&status) {
-        return Some("is a learner".to_owned());
+    if let Some(reason) = why_no_voter(&status) {
+        return Some(reason.to_owned());
     }
     match tokio::time::timeout(PROBE_LIMIT, api.handle().linearizable_view()).await {
         Ok(Ok(_)) => None,

@@ -234,8 +234,7 @@ pub async fn serve(handle: Handle, options: Options, tls: Tls, listeners: Listen
 async fn open(api: Api, door: tokio::sync::watch::Sender<bool>) {
     let serves = async {
         loop {
-            let status = api.handle().status();
-            let is_no_voter = !status.is_activated || status.raft.is_removed || is_learner(&status);
+            let is_no_voter = health::why_no_voter(&api.handle().status()).is_some();
             if is_no_voter || api.handle().linearizable_view().await.is_ok() {
                 return;
             }

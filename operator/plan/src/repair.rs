@@ -7,7 +7,7 @@
 use quorate_api::FailureDomainKey;
 
 use crate::mutants::{Mutant, is_planted};
-use crate::observation::{MemberId, MemberRecord, Pod, Running, Termination};
+use crate::observation::{MemberId, MemberRecord, Pod, Running};
 use crate::planner::Pass;
 use crate::report::Waiting;
 use crate::roll::{is_up, runs};
@@ -77,7 +77,7 @@ pub(crate) fn awaited(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord
     {
         return Waiting::MemberSilent { member, silent_ms, replaced_after_ms, reason: View::why_down(record) };
     }
-    if record.pod.as_ref().is_some_and(|pod| pod.termination == Termination::Terminating) {
+    if View::is_ending(record) {
         return Waiting::PodStopping { member };
     }
     let told = pass.view.word(record).map(|w| w.not_ready_reason.clone()).filter(|reason| !reason.is_empty());

@@ -97,6 +97,11 @@ impl<'a> View<'a> {
         idle && pod.readiness == Readiness::NotReady
     }
 
+    /// Its pod is told to end; the member may still answer for a while.
+    pub fn is_ending(record: &MemberRecord) -> bool {
+        record.pod.as_ref().is_some_and(|pod| pod.termination == Termination::Terminating)
+    }
+
     /// Why a pod cannot start, if something refuses it. Being made is no refusal.
     pub fn refusal(record: &MemberRecord) -> Option<&str> {
         let reason = record.pod.as_ref()?.waiting_reason.as_deref()?;
@@ -182,8 +187,7 @@ impl<'a> Leader<'a> {
     }
 
     fn is_ending(&self, id: MemberId) -> bool {
-        let ends = |r: &MemberRecord| r.pod.as_ref().is_some_and(|pod| pod.termination == Termination::Terminating);
-        self.records.iter().any(|r| r.member_id == Some(id) && ends(r))
+        self.records.iter().any(|r| r.member_id == Some(id) && View::is_ending(r))
     }
 
     /// How long the leader has surely not heard this member, in milliseconds: since its last answer, or since it leads if

@@ -430,7 +430,7 @@ fn uid_only(uid: &str) -> Option<Preconditions> {
     Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
 }
 
-fn by(manager: &str) -> PatchParams {
+pub(super) fn by(manager: &str) -> PatchParams {
     PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() }
 }
 

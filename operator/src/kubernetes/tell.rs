@@ -13,6 +13,7 @@ use quorate_api::{ConditionStatus, ConsistentCluster, ConsistentClusterStatus, n
 use quorate_plan::{Identity, Intent, Presence};
 use serde_json::json;
 
+use super::act::by;
 use super::cache::Cache;
 use super::objects::{self, LeaderEndpoint};
 use super::observe::leader_endpoint;
@@ -100,8 +101,7 @@ impl Teller {
     async fn send_nobody_to(&self, identity: &Identity, pod: &EndingPod) {
         let api = Api::<Pod>::namespaced(self.client.clone(), &identity.namespace);
         let unlabel = json!({"metadata": {"uid": pod.uid, "labels": {names::LABEL_INCARNATION: null}}});
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        if let Err(error) = timed(api.patch(&pod.name, &params, &Patch::Merge(&unlabel))).await
+        if let Err(error) = timed(api.patch(&pod.name, &by(MANAGER), &Patch::Merge(&unlabel))).await
             && let ActError::Failed(why) = verdict("the pod", &error)
         {
             tracing::warn!(pod = pod.name, "its Service still leads to a pod that ends: {why}");
