@@ -255,6 +255,7 @@ async fn member(args: Args, peers_runtime: tokio::runtime::Handle) -> Result<()>
         members: Mutex::new((newest.at, newest.config.clone())),
         identities: Identities::open(args.data_dir.join("peers"))?,
         versions: versions.clone(),
+        comings: transport::Comings::default(),
         plane: tls.peer.clone(),
     });
     let scrubber = repair::Scrubber {

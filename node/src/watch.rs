@@ -19,7 +19,7 @@ use crate::handle::{EventBatch, Handle};
 
 /// Batches that wait in one stream; a stream that has more to take reads history instead.
 const QUEUED_MAX: usize = 1024;
-/// A snapshot from the leader moves the state without events: this often it is looked for.
+/// A snapshot from the leader moves the state without events: this often it is looked for while somebody watches.
 const LOOK_FOR_JUMPS: Duration = Duration::from_millis(100);
 
 /// Names one watcher of this process, never used again.
@@ -218,6 +218,10 @@ impl State {
         }
     }
 
+    fn is_watched(&self) -> bool {
+        !self.singles.is_empty() || !self.ranges.is_empty()
+    }
+
     /// Batches up to `revision` will not come: who wanted them reads history.
     fn skip_to(&mut self, revision: i64) {
         let first = self.dispatched + 1;
@@ -273,6 +277,8 @@ pub struct Hub {
     state: Mutex<State>,
     /// The revision dispatched.
     moved: watch::Sender<i64>,
+    /// Wakes who rests while nobody watches.
+    begun: Notify,
 }
 
 impl Hub {
@@ -281,14 +287,19 @@ impl Hub {
         let mut batches = handle.applied_events();
         // Subscribed first: what this view does not hold yet will come as a batch.
         let revision = handle.view().revision();
-        let hub =
-            Arc::new(Hub { handle, state: Mutex::new(State::new(revision)), moved: watch::Sender::new(revision) });
+        let hub = Arc::new(Hub {
+            handle,
+            state: Mutex::new(State::new(revision)),
+            moved: watch::Sender::new(revision),
+            begun: Notify::new(),
+        });
         let running = hub.clone();
         tokio::spawn(async move {
             let mut seen = revision;
             let mut look = tokio::time::interval(LOOK_FOR_JUMPS);
             look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
+                let is_watched = running.lock().is_watched();
                 tokio::select! {
                     biased;
                     batch = batches.recv() => match batch {
@@ -297,7 +308,8 @@ impl Hub {
                         Err(RecvError::Lagged(_)) => {}
                         Err(RecvError::Closed) => return,
                     },
-                    _ = look.tick() => {
+                    () = running.begun.notified(), if !is_watched => {}
+                    _ = look.tick(), if is_watched => {
                         // Nothing came for a whole interval: what this revision was made of will not come.
                         running.act(|state| state.skip_to(seen));
                         seen = running.handle.view().revision();
@@ -326,7 +338,9 @@ impl Hub {
     pub(crate) fn begin(&self, range: KeyRange, filters: Filters, asked: i64, sink: Arc<Sink>) -> Begun {
         let mut state = self.lock();
         let revision = self.handle.view().revision();
-        state.begin(range, filters, asked, sink, revision)
+        let begun = state.begin(range, filters, asked, sink, revision);
+        self.begun.notify_one();
+        begun
     }
 
     pub(crate) fn end(&self, key: WatcherKey, range: &KeyRange) {

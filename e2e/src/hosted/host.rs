@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// How often members are asked whether they are ready, as a kubelet asks them, and looked at whether they still run.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A member that is well answers within this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const CLIENT_PORT: u16 = 2379;

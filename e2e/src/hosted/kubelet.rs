@@ -8,7 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::{Stream, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -24,6 +27,8 @@ const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/lea
 /// Well below the time after which a node without a word counts as lost.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The pods of members.
+const SELECTOR: &str = "quorate.dev/cluster";
 
 /// What is known of one pod, by UID.
 #[derive(Clone, Debug)]
@@ -46,6 +51,8 @@ pub struct Kubelet {
     api: Api,
     namespace: String,
     pods: BTreeMap<String, Known>,
+    /// Pods that could not be cared for, to be tried again.
+    late: BTreeMap<String, Value>,
     addresses: u16,
     /// Held, so that the host lives as long as this does.
     _host: Child,
@@ -65,7 +72,16 @@ impl Kubelet {
         let mut host = host.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let orders = host.stdin.take().context("it has an input")?;
         let told = BufReader::new(host.stdout.take().context("it has an output")?).lines();
-        let kubelet = Kubelet { api, namespace, pods: BTreeMap::new(), addresses: 0, _host: host, orders, told };
+        let kubelet = Kubelet {
+            api,
+            namespace,
+            pods: BTreeMap::new(),
+            late: BTreeMap::new(),
+            addresses: 0,
+            _host: host,
+            orders,
+            told,
+        };
         kubelet.register().await?;
         Ok(kubelet)
     }
@@ -111,16 +127,22 @@ impl Kubelet {
                 tokio::time::sleep(RENEW_EVERY).await;
             }
         }]);
+        let mut pods = std::pin::pin!(self.pods());
         loop {
             tokio::select! {
                 line = self.told.next_line() => {
                     let line = line?.context("the host ended")?;
                     self.hear(serde_json::from_str(&line).context(line)?).await?;
                 }
+                pod = pods.try_next() => {
+                    let pod = pod.context("cannot watch the pods")?.context("the watch of the pods ended")?;
+                    self.try_care(serde_json::to_value(pod)?).await;
+                }
                 _ = look.tick() => {
-                    if let Err(error) = self.look().await {
-                        eprintln!("[hosted] {error:#}");
+                    for (_, pod) in std::mem::take(&mut self.late) {
+                        self.try_care(pod).await;
                     }
+                    self.start_again().await?;
                 }
                 Some(ask) = asked.recv() => self.obey(&ask).await?,
             }
@@ -176,22 +198,37 @@ impl Kubelet {
         }
     }
 
-    async fn look(&mut self) -> Result<()> {
-        let path = format!("/api/v1/namespaces/{}/pods?labelSelector=quorate.dev/cluster", self.namespace);
-        let all = self.api.items(&path).await?;
-        for pod in all.iter().filter(|pod| pod["spec"]["nodeSelector"][NODE] == "yes") {
-            self.care(pod).await?;
-        }
-        let ids: Vec<String> = self.pods.keys().cloned().collect();
-        for id in ids {
-            if self.pods.get(&id).is_some_and(|pod| !pod.is_running && !pod.is_going) {
-                self.launch(&id).await?;
-            }
+    /// Every pod as it is and as it changes. Listing three hundred of them again and again would keep the API server busy.
+    fn pods(&self) -> impl Stream<Item = watcher::Result<Pod>> + use<> {
+        let pods = self.api.namespaced::<Pod>(&self.namespace);
+        watcher(pods, watcher::Config::default().labels(SELECTOR)).default_backoff().applied_objects()
+    }
+
+    /// As a kubelet does with what ended.
+    async fn start_again(&mut self) -> Result<()> {
+        let ended = self.pods.iter().filter(|(_, pod)| !pod.is_running && !pod.is_going);
+        let ended: Vec<String> = ended.map(|(id, _)| id.clone()).collect();
+        for id in ended {
+            self.launch(&id).await?;
         }
         Ok(())
     }
 
+    async fn try_care(&mut self, pod: Value) {
+        let id = text(&pod, "/metadata/uid");
+        match self.care(&pod).await {
+            Ok(()) => drop(self.late.remove(&id)),
+            Err(error) => {
+                eprintln!("[hosted] {}: {error:#}", text(&pod, "/metadata/name"));
+                self.late.insert(id, pod);
+            }
+        }
+    }
+
     async fn care(&mut self, pod: &Value) -> Result<()> {
+        if pod["spec"]["nodeSelector"][NODE] != "yes" {
+            return Ok(());
+        }
         let (id, name) = (text(pod, "/metadata/uid"), text(pod, "/metadata/name"));
         if !pod["metadata"]["deletionTimestamp"].is_null() {
             return match self.pods.get_mut(&id) {
@@ -206,6 +243,10 @@ impl Kubelet {
         }
         if self.pods.contains_key(&id) {
             return Ok(());
+        }
+        let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+        for claim in volumes.filter_map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str()) {
+            self.provision(claim).await?;
         }
         if pod["spec"]["nodeName"].is_null() {
             let path = format!("/api/v1/namespaces/{}/pods/{name}/binding", self.namespace);
@@ -235,6 +276,25 @@ impl Kubelet {
         };
         self.pods.insert(id.clone(), known);
         self.launch(&id).await
+    }
+
+    /// The volume that a claim waits for: unbound ones would be looked at, and complained about, every few seconds.
+    async fn provision(&self, claim: &str) -> Result<()> {
+        let volume = json!({
+            "apiVersion": "v1", "kind": "PersistentVolume",
+            "metadata": {"name": format!("{NODE}-{claim}"), "labels": {NODE: "yes"}},
+            "spec": {
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": NODE,
+                "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": "/hosted"},
+                "claimRef": {
+                    "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": self.namespace, "name": claim,
+                },
+            },
+        });
+        match self.api.post("/api/v1/persistentvolumes", &volume).await {
+            Err(error) if !is_code(&error, 409) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     async fn launch(&mut self, id: &str) -> Result<()> {

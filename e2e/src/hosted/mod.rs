@@ -172,7 +172,7 @@ impl Suite {
     async fn all_ready(&self, count: usize, limit: Duration) -> Result<()> {
         let since = Instant::now();
         let mut told = 0;
-        poll::until("all clusters to be ready", limit, Duration::from_secs(2), async || {
+        poll::until("all clusters to be ready", limit, Duration::from_secs(5), async || {
             let all = self.api.items(&self.path()).await?;
             let is_ready = |c: &&Value| {
                 condition(&c["status"], "Ready") == "True"
@@ -243,6 +243,7 @@ impl Suite {
             let all = ["delete", what, "--all", "-n", namespace, "--wait=false", "--force", "--grace-period=0"];
             self.kubectl(&all).await?;
         }
+        self.kubectl(&["delete", "pv", "-l", NODE, "--wait=false"]).await?;
         for what in [["node", NODE], ["namespace", namespace]] {
             self.kubectl(&["delete", what[0], what[1], "--ignore-not-found", "--timeout=300s"]).await?;
         }

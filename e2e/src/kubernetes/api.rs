@@ -74,6 +74,14 @@ impl Api {
         answer.with_context(|| format!("no answer to DELETE {path}"))?.with_context(|| format!("DELETE {path}"))
     }
 
+    /// For what the library does with a kind of objects.
+    pub fn namespaced<K>(&self, namespace: &str) -> kube::Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        kube::Api::namespaced(self.client.clone(), namespace)
+    }
+
     pub async fn stream(&self, path: &str) -> Result<impl AsyncBufRead + use<>> {
         self.client.request_stream(request(path)?).await.with_context(|| format!("GET {path}"))
     }

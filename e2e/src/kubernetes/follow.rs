@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::api::{Api, is_code};
-use super::handover::{self, Event, LOG_ENDED};
+use super::story::{self, Event, LOG_ENDED};
 
 /// New pods are looked for this often; a member needs longer to become a leader.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -154,7 +154,7 @@ async fn read_on(api: &Api, pod: &Pod, file: &Path, last: &mut Option<Timestamp>
             continue;
         }
         *last = Some(at);
-        if let Some(told) = handover::line(member, text) {
+        if let Some(told) = story::line(member, text) {
             take_note(leaders, cluster.clone(), member, &told.event, at);
         }
         append(file, &format!("{text}\n")).await?;

@@ -8,9 +8,11 @@ mod audit;
 pub mod cluster;
 mod follow;
 mod handover;
+mod outages;
 mod proofs;
 mod rbac;
 mod scenarios;
+mod story;
 mod truth;
 
 use std::path::PathBuf;
@@ -234,7 +236,7 @@ mod tests {
     use super::*;
 
     /// Rows that every run has besides the table's.
-    const FRAME: [&str; 8] = [
+    const FRAME: [&str; 9] = [
         "apply_brings_three_ready_members",
         "etcdctl_from_a_pod_reaches_the_services",
         "nothing_acknowledged_is_lost",
@@ -242,6 +244,7 @@ mod tests {
         "events_and_columns_tell_the_story",
         "deletion_ends",
         "no_leader_is_disrupted_before_it_handed_over",
+        "no_two_members_are_taken_down_at_once",
         "every_granted_right_is_used",
     ];
 

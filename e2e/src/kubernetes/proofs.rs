@@ -4,50 +4,52 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::cluster::{Cluster, text};
-use super::{Evidence, audit, handover, rbac};
+use super::{Evidence, audit, handover, outages, rbac, story};
 use crate::scenario::Report;
 
 const SERVICE_ACCOUNT: &str = "quorate-operator";
 
 pub async fn prove(cluster: &Cluster, evidence: &Evidence, report: &mut Report) -> Result<()> {
-    const PROOFS: [&str; 2] = ["no_leader_is_disrupted_before_it_handed_over", "every_granted_right_is_used"];
+    const PROOFS: [&str; 3] = [
+        "no_leader_is_disrupted_before_it_handed_over",
+        "no_two_members_are_taken_down_at_once",
+        "every_granted_right_is_used",
+    ];
     if cluster.args.audit_log.is_none() {
         PROOFS.into_iter().for_each(|name| report.left_out(name, "needs --audit-log"));
         return Ok(());
     }
-    report.scenario(PROOFS[0], async { hand_overs(cluster, evidence) }).await?;
-    if !cluster.args.only.is_empty() {
-        report.left_out(PROOFS[1], "only a part of the scenarios was run");
-        return Ok(());
-    }
-    report.scenario(PROOFS[1], rights(cluster)).await
+    let handed_over = report.scenario(PROOFS[0], async { hand_overs(cluster, evidence) }).await;
+    let one_by_one = report.scenario(PROOFS[1], async { one_by_one(cluster, evidence) }).await;
+    let used = if cluster.args.only.is_empty() {
+        report.scenario(PROOFS[2], rights(cluster)).await
+    } else {
+        report.left_out(PROOFS[2], "only a part of the scenarios was run");
+        Ok(())
+    };
+    handed_over.and(one_by_one).and(used)
 }
 
-/// The operator's requests, and what everybody asked of clusters.
+/// The operator's requests, what everybody asked of clusters, and what was told of members' pods.
 struct Log {
     operators: Vec<audit::Request>,
-    asked: Vec<handover::Asked>,
+    asked: Vec<story::Asked>,
+    heard: Vec<outages::Heard>,
 }
 
 fn log(cluster: &Cluster, from: u64) -> Result<Log> {
     let path = cluster.args.audit_log.as_deref().context("there is no audit log")?;
     let user = format!("system:serviceaccount:{}:{SERVICE_ACCOUNT}", cluster.args.operator_namespace);
-    let all = audit::read(path, from, &[&user, "consistentclusters"])?;
-    let asked = handover::asked(&all);
-    Ok(Log { asked, operators: all.into_iter().filter(|r| r.user == user).collect() })
+    let all = audit::read(path, from, &[&user, "consistentclusters", "-0/status"])?;
+    let (asked, heard) = (story::asked(&all), outages::heard(&all));
+    Ok(Log { asked, heard, operators: all.into_iter().filter(|r| r.user == user).collect() })
 }
 
 fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
-    let Log { operators: requests, asked } = log(cluster, evidence.audit_start)?;
+    let Log { operators: requests, asked, .. } = log(cluster, evidence.audit_start)?;
     let bare = requests.iter().find(|r| r.resource == "statefulsets" && r.verb == "update" && r.body.is_null());
     ensure!(bare.is_none(), "the audit policy hides what StatefulSets are changed to: {bare:?}");
-    let lines: Vec<handover::Line> = evidence
-        .members
-        .lines()?
-        .iter()
-        .filter_map(|(pod, line)| handover::line(pod.strip_suffix("-0").unwrap_or(pod), line))
-        .collect();
-    let verdict = handover::check(&lines, &handover::disruptions(&requests), &asked);
+    let verdict = handover::check(&lines(evidence)?, &story::disruptions(&requests), &asked);
     if !verdict.violations.is_empty() {
         bail!("{} of {} disruptions: {}", verdict.violations.len(), verdict.checked, verdict.violations.join("; "));
     }
@@ -61,6 +63,23 @@ fn hand_overs(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
     let asked = verdict.handed_over.iter().filter(|h| h.took_ms.is_some()).count();
     ensure!(asked > 0, "{} disruptions, but none of a member that led: nothing is proven", verdict.checked);
     Ok(format!("{} disruptions, {asked} of a former leader, each after another one served", verdict.checked))
+}
+
+fn one_by_one(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
+    let Log { operators, asked, heard } = log(cluster, evidence.audit_start)?;
+    ensure!(heard.iter().any(|heard| heard.is_ready), "the audit policy hides what kubelets tell of pods");
+    let verdict = outages::check(&heard, &lines(evidence)?, &story::disruptions(&operators), &asked);
+    if !verdict.violations.is_empty() {
+        bail!("{} of {}: {}", verdict.violations.len(), verdict.taken_down, verdict.violations.join("; "));
+    }
+    ensure!(verdict.taken_down > 0, "no voter that was up was taken down: nothing is proven");
+    Ok(format!("{} voters taken down one by one, the longest for {} ms", verdict.taken_down, verdict.longest_ms))
+}
+
+fn lines(evidence: &Evidence) -> Result<Vec<story::Line>> {
+    let all = evidence.members.lines()?;
+    let read = |(pod, line): &(String, String)| story::line(pod.strip_suffix("-0").unwrap_or(pod), line);
+    Ok(all.iter().filter_map(read).collect())
 }
 
 async fn rights(cluster: &Cluster) -> Result<String> {

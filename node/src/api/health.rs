@@ -19,7 +19,7 @@ use crate::handle::NodeStatus;
 
 /// The driver publishes its status many times a second; one that has not for this long hangs.
 const DRIVER_SILENT_MAX_US: u64 = 10_000_000;
-/// Between two probes by a linearizable read.
+/// Between two probes by a linearizable read, or the election timeout where that is longer: nothing changes faster.
 const PROBE_EVERY_READY: Duration = Duration::from_secs(1);
 const PROBE_EVERY_NOT_READY: Duration = Duration::from_millis(100);
 /// A probe that takes longer says that clients would wait too.
@@ -71,7 +71,8 @@ pub(super) fn why_no_voter(status: &NodeStatus) -> Option<&'static str> {
 pub(crate) async fn probe(api: Api) {
     loop {
         let found = why_not_ready(&api).await.map(Arc::from);
-        let pause = if found.is_none() { PROBE_EVERY_READY } else { PROBE_EVERY_NOT_READY };
+        let pause =
+            if found.is_none() { PROBE_EVERY_READY.max(api.options().election_timeout) } else { PROBE_EVERY_NOT_READY };
         api.readiness().set(found);
         tokio::time::sleep(pause).await;
     }

@@ -159,10 +159,20 @@ pub(super) async fn keep(
     mut queued: mpsc::UnboundedReceiver<Queued>,
 ) {
     let hello = Hello { purpose, to, ..local.hello.clone() };
+    let mut coming = local.comings.of(to);
     let mut pause = BACKOFF.0;
     let mut told = String::new();
     while !queued.is_closed() {
-        match connect(&local.urls_of(to), &local.plane, &hello).await {
+        let urls = local.urls_of(to);
+        let connected = tokio::select! {
+            connected = connect(&urls, &local.plane, &hello) => connected,
+            // Its name may lead elsewhere by now.
+            () = coming.next() => {
+                pause = BACKOFF.0;
+                continue;
+            }
+        };
+        match connected {
             Ok(stream) => {
                 tracing::debug!(%to, ?purpose, "connected");
                 (pause, told) = (BACKOFF.0, String::new());
@@ -195,12 +205,14 @@ pub(super) async fn keep(
                             .inbox
                             .tell(DriverInput::Halt { why: format!("member {to} says: {}", refused.why) });
                     }
-                    tokio::time::sleep(REFUSED_PAUSE).await;
+                    pause = REFUSED_PAUSE;
                 }
             }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(BACKOFF.1);
+        pause = tokio::select! {
+            () = tokio::time::sleep(pause) => (pause * 2).min(BACKOFF.1),
+            () = coming.next() => BACKOFF.0,
+        };
         // What waited for a connection that was not there is stale; what is left of a frame that left by half even more.
         while let Ok(stale) = queued.try_recv() {
             queue.queued_bytes.fetch_sub(stale.size_bytes(), Ordering::Release);

@@ -75,6 +75,9 @@ async fn connection(stream: TcpStream, address: SocketAddr, local: &Arc<Local>) 
     }
     write_frame(&mut stream, &Frame::Welcome { refusal: None }).await?;
     local.learn_urls_if_unknown(hello.member, &hello.peer_urls);
+    if matches!(hello.purpose, Purpose::Control | Purpose::Bulk) {
+        local.comings.note(hello.member, hello.boot_nonce);
+    }
     match hello.purpose {
         Purpose::Members => members(&mut stream, local).await,
         Purpose::Repair => repairs::answer(&mut stream, local).await,

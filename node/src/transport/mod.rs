@@ -7,6 +7,7 @@
 //!
 //! Must not decide anything about consensus, and must not block the driver.
 
+mod comings;
 pub mod frame;
 mod identities;
 mod link;
@@ -28,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+pub(crate) use comings::Comings;
 use frame::FRAME_HEADER_BYTES;
 pub use frame::{Frame, Hello, Purpose};
 pub use identities::Refused;
@@ -82,6 +84,8 @@ pub(crate) struct Local {
     pub members: Mutex<(ConfigAt, Arc<Config>)>,
     pub identities: Identities,
     pub versions: Arc<Versions>,
+    /// Which processes have introduced themselves.
+    pub comings: Comings,
     /// How to dial, and whom to let in.
     pub plane: Arc<Plane>,
 }
@@ -362,6 +366,7 @@ mod tests {
             members: Mutex::default(),
             identities: Identities::open(member.dir.path().join("peers")).expect("nothing there yet"),
             versions: Arc::default(),
+            comings: Comings::default(),
             plane: Arc::new(Plane::plain(Role::Peer)),
         });
         let mut peers = Peers::new(local, tokio::runtime::Handle::current());

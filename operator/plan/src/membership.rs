@@ -261,7 +261,9 @@ pub(crate) fn successor(pass: &Pass<'_>, leader: Leader<'_>) -> Option<MemberId>
     };
     let rank = |r: &&MemberRecord| {
         let newest = r.pod.as_ref().is_some_and(|p| p.template_hash == pass.template_hash);
-        (newest, r.member_id.map_or(0, |id| leader.matched(id)), Reverse(r.name.clone()))
+        // One that came a moment ago has cold caches and connections that are still being made.
+        let came_ms = r.pod.as_ref().map_or(u64::MAX, |p| p.created_ms);
+        (newest, Reverse(came_ms), r.member_id.map_or(0, |id| leader.matched(id)), Reverse(r.name.clone()))
     };
     pass.keepers(leader).into_iter().filter(staying).max_by_key(rank)?.member_id
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::beside::{SIZE, all_claims, edit, expanded, object, open, up};
 use super::hands::{follower, member_id};
 use crate::kubernetes::cluster::{Cluster, LIMIT, NAME, POLL, condition, conditions, text};
-use crate::kubernetes::handover::ANNOTATION_FENCE;
+use crate::kubernetes::story::ANNOTATION_FENCE;
 use crate::poll;
 
 /// Long enough for whoever should not to do something.
