@@ -8,9 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -43,6 +44,8 @@ struct Known {
     is_running: bool,
     is_ready: bool,
     is_going: bool,
+    /// The API server has taken the newest word about it.
+    is_reported: bool,
     restarts: u32,
     started: String,
 }
@@ -134,15 +137,18 @@ impl Kubelet {
                     let line = line?.context("the host ended")?;
                     self.hear(serde_json::from_str(&line).context(line)?).await?;
                 }
-                pod = pods.try_next() => {
-                    let pod = pod.context("cannot watch the pods")?.context("the watch of the pods ended")?;
-                    self.try_care(serde_json::to_value(pod)?).await;
-                }
+                event = pods.next() => match event.context("the watch of the pods ended")? {
+                    Ok(Event::Apply(pod) | Event::InitApply(pod)) => self.try_care(serde_json::to_value(pod)?).await,
+                    Ok(Event::Delete(pod)) => self.stop(pod.metadata.uid.unwrap_or_default()).await?,
+                    Ok(Event::Init | Event::InitDone) => {}
+                    // It begins anew by itself.
+                    Err(error) => eprintln!("[hosted] the watch of the pods: {error}"),
+                },
                 _ = look.tick() => {
                     for (_, pod) in std::mem::take(&mut self.late) {
                         self.try_care(pod).await;
                     }
-                    self.start_again().await?;
+                    self.catch_up().await?;
                 }
                 Some(ask) = asked.recv() => self.obey(&ask).await?,
             }
@@ -179,8 +185,8 @@ impl Kubelet {
             }
             pod.restarts += 1;
         }
-        let pod = pod.clone();
-        self.report(&pod).await
+        self.report(id).await;
+        Ok(())
     }
 
     /// The pod is over: nothing of it runs.
@@ -199,19 +205,35 @@ impl Kubelet {
     }
 
     /// Every pod as it is and as it changes. Listing three hundred of them again and again would keep the API server busy.
-    fn pods(&self) -> impl Stream<Item = watcher::Result<Pod>> + use<> {
+    fn pods(&self) -> impl Stream<Item = watcher::Result<Event<Pod>>> + use<> {
         let pods = self.api.namespaced::<Pod>(&self.namespace);
-        watcher(pods, watcher::Config::default().labels(SELECTOR)).default_backoff().applied_objects()
+        watcher(pods, watcher::Config::default().labels(SELECTOR)).default_backoff()
     }
 
-    /// As a kubelet does with what ended.
-    async fn start_again(&mut self) -> Result<()> {
-        let ended = self.pods.iter().filter(|(_, pod)| !pod.is_running && !pod.is_going);
-        let ended: Vec<String> = ended.map(|(id, _)| id.clone()).collect();
-        for id in ended {
-            self.launch(&id).await?;
+    /// Starts what ended, as a kubelet does, and reports what could not be reported.
+    async fn catch_up(&mut self) -> Result<()> {
+        let ids: Vec<String> = self.pods.keys().cloned().collect();
+        for id in ids {
+            let Some(pod) = self.pods.get(&id) else { continue };
+            if !pod.is_running && !pod.is_going {
+                self.launch(&id).await?;
+            } else if !pod.is_reported {
+                self.report(&id).await;
+            }
         }
         Ok(())
+    }
+
+    /// Somebody took the pod off the books.
+    async fn stop(&mut self, id: String) -> Result<()> {
+        self.late.remove(&id);
+        match self.pods.get_mut(&id) {
+            Some(pod) if pod.is_running && !pod.is_going => {
+                pod.is_going = true;
+                self.order(&Order::Stop { id }).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn try_care(&mut self, pod: Value) {
@@ -271,6 +293,7 @@ impl Kubelet {
             is_running: false,
             is_ready: false,
             is_going: false,
+            is_reported: false,
             restarts: 0,
             started: Timestamp::now().to_string(),
         };
@@ -308,10 +331,21 @@ impl Kubelet {
             arguments: pod.arguments.clone(),
         })
         .await?;
-        self.report(&pod).await
+        self.report(id).await;
+        Ok(())
     }
 
-    async fn report(&self, pod: &Known) -> Result<()> {
+    /// What the API server does not take is told again with the next look.
+    async fn report(&mut self, id: &str) {
+        let Some(pod) = self.pods.get(id) else { return };
+        let told = self.tell(pod).await;
+        if let Err(error) = &told {
+            eprintln!("[hosted] {}: {error:#}", pod.name);
+        }
+        self.pods.entry(id.to_owned()).and_modify(|pod| pod.is_reported = told.is_ok());
+    }
+
+    async fn tell(&self, pod: &Known) -> Result<()> {
         let now = Timestamp::now().to_string();
         let word = |is: bool| if is { "True" } else { "False" };
         let condition = |kind: &str, is: bool| json!({"type": kind, "status": word(is), "lastTransitionTime": now});

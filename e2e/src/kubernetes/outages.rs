@@ -42,34 +42,69 @@ pub fn heard(requests: &[Request]) -> Vec<Heard> {
 pub struct Verdict {
     /// Times that a voter that was up was taken down.
     pub taken_down: usize,
-    /// How long the longest of them was down, where it came up again.
+    /// Disruptions that were no such thing: of members without a vote or that were down already, or as a person wanted.
+    pub others: usize,
+    /// How long the longest of those that were taken down was down, where it came up again.
     pub longest_ms: i64,
     pub violations: Vec<String>,
 }
 
+/// Voters up to which nobody can go down without a pause in service: the edit itself asks for that pause.
+const SIZE_WITHOUT_MARGIN: usize = 2;
+
 /// What is known of a member's pod.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pod<'a> {
     ready: Option<&'a str>,
-    /// When the operator took it down, how, and which pod it was.
-    down: Option<(Timestamp, What, &'a str)>,
+    newest: Option<&'a str>,
+    down: Option<Down<'a>>,
+}
+
+/// The operator disrupted it, and it is not up again.
+#[derive(Debug, Clone, Copy)]
+struct Down<'a> {
+    since: Timestamp,
+    what: What,
+    /// The pod that was there: not the one that is waited for.
+    uid: Option<&'a str>,
+    was_up: bool,
 }
 
 impl<'a> Pod<'a> {
-    /// Gives when it was taken down, if it is up again by this.
+    /// Gives since when it had been taken down, if it is up again by this.
     fn hear(&mut self, heard: &'a Heard) -> Option<Timestamp> {
+        self.newest = Some(&heard.uid);
         if !heard.is_ready {
             self.ready = self.ready.filter(|uid| *uid != heard.uid);
             return None;
         }
         self.ready = Some(&heard.uid);
-        // A pod that ends may be told ready once more; it is not the one that is waited for.
-        self.down.take_if(|(_, _, uid)| *uid != heard.uid).map(|(at, ..)| at)
+        // A pod that ends may be told ready once more.
+        let down = self.down.take_if(|down| down.uid != Some(&heard.uid))?;
+        down.was_up.then_some(down.since)
     }
 }
 
-/// Checks every disruption of a voter that was up. A voter that a person had stopped, or of a cluster that is to stop as a
-/// whole, is not the operator's doing; what was down already is not taken down.
+struct Kubelets<'a> {
+    told: std::iter::Peekable<std::slice::Iter<'a, Heard>>,
+    pods: BTreeMap<&'a str, Pod<'a>>,
+    longest_ms: i64,
+}
+
+impl Kubelets<'_> {
+    fn hear_until(&mut self, at: Timestamp) {
+        while let Some(heard) = self.told.next_if(|heard| heard.at <= at) {
+            if let Some(since) = self.pods.entry(&heard.member).or_default().hear(heard) {
+                let ms = i64::try_from(heard.at.duration_since(since).as_millis()).unwrap_or(i64::MAX);
+                self.longest_ms = self.longest_ms.max(ms);
+            }
+        }
+    }
+}
+
+/// Checks every disruption of a voter that was up: no other voter may be down by the operator's hand, whatever it obeyed with
+/// that, and of all others a quorum must be ready, whoever took the rest down. What a person wants (a fence, a cluster that
+/// stops as a whole) may take a member down at any time.
 pub fn check(heard: &[Heard], lines: &[Line], disruptions: &[Disruption], asked: &[Asked]) -> Verdict {
     let mut lines: Vec<&Line> = lines.iter().collect();
     lines.sort_by_key(|line| line.at);
@@ -77,38 +112,46 @@ pub fn check(heard: &[Heard], lines: &[Line], disruptions: &[Disruption], asked:
     let mut disruptions: Vec<&Disruption> = disruptions.iter().collect();
     disruptions.sort_by_key(|disruption| disruption.at);
     let mut verdict = Verdict::default();
-    let mut pods = BTreeMap::<&str, Pod>::new();
-    let mut told = heard.iter().peekable();
+    let mut kubelets = Kubelets { told: heard.iter().peekable(), pods: BTreeMap::new(), longest_ms: 0 };
     for disruption in disruptions {
         let Disruption { at, member, what } = disruption;
-        while let Some(heard) = told.next_if(|heard| heard.at <= *at) {
-            let since = pods.entry(&heard.member).or_default().hear(heard);
-            let ms = since.map_or(0, |since| i64::try_from(heard.at.duration_since(since).as_millis()).unwrap_or(0));
-            verdict.longest_ms = verdict.longest_ms.max(ms);
-        }
+        kubelets.hear_until(*at);
         let cluster = cluster_of(member);
         let wishes = Wishes::at(asked, cluster, *at);
-        let Some((_, voters)) = voters_at(&lines, cluster, wishes.since, *at) else { continue };
-        let votes = |member: &str| names.ids(member).iter().any(|id| voters.contains(*id));
-        let ready = pods.get(member.as_str()).and_then(|pod| pod.ready);
-        let Some(uid) = ready.filter(|_| !wishes.all_stop && !wishes.fences(member) && votes(member)) else { continue };
-        let is_down_since = |(name, pod): (&&str, &Pod<'_>)| {
-            let (since, what, _) = pod.down?;
-            let is_other = *name != member && cluster_of(name) == cluster && votes(name);
-            (is_other && wishes.since.is_none_or(|made| made <= since))
-                .then(|| format!("{what:?} of {name} at {since}"))
-        };
-        let others: BTreeSet<String> = pods.iter().filter_map(is_down_since).collect();
-        if !others.is_empty() {
-            verdict.violations.push(format!("{at}: {what:?} of {member}, while down by {others:?}"));
-        }
+        let voters = voters_at(&lines, cluster, wishes.since, *at).map(|(_, voters)| voters);
+        let votes = |member: &str| voters.is_some_and(|all| names.ids(member).iter().any(|id| all.contains(*id)));
+        let pods = &mut kubelets.pods;
         let pod = pods.entry(member).or_default();
         // What is asked for twice ends once.
-        if pod.down.is_none_or(|(_, _, ending)| ending != uid) {
-            verdict.taken_down += 1;
-            pod.down = Some((*at, *what, uid));
+        let (newest, is_up) = (pod.newest, pod.ready.is_some() && pod.down.is_none_or(|down| down.uid != pod.ready));
+        if !votes(member) || wishes.all_stop {
+            verdict.others += 1;
+            continue;
+        }
+        pod.down = Some(Down { since: *at, what: *what, uid: newest, was_up: is_up });
+        if !is_up || wishes.fences(member) {
+            verdict.others += 1;
+            continue;
+        }
+        verdict.taken_down += 1;
+        let size = voters.map_or(0, BTreeSet::len);
+        if size <= SIZE_WITHOUT_MARGIN {
+            continue;
+        }
+        let others = || pods.iter().filter(|(name, _)| *name != member && cluster_of(name) == cluster && votes(name));
+        let is_ours = |down: &Down<'_>| wishes.since.is_none_or(|made| made <= down.since);
+        let down = others().filter_map(|(name, pod)| Some((name, pod.down.filter(is_ours)?)));
+        let down: Vec<_> = down.map(|(name, d)| format!("{:?} of {name} at {}", d.what, d.since)).collect();
+        if !down.is_empty() {
+            verdict.violations.push(format!("{at}: {what:?} of {member}, while down by {}", down.join(", ")));
+        }
+        let left = others().filter(|(_, pod)| pod.ready.is_some() && pod.down.is_none()).count();
+        if left <= size / 2 {
+            verdict.violations.push(format!("{at}: {what:?} of {member}, which leaves {left} of {size} voters ready"));
         }
     }
+    kubelets.hear_until(Timestamp::MAX);
+    verdict.longest_ms = kubelets.longest_ms;
     verdict
 }
 
@@ -125,59 +168,87 @@ mod tests {
         Heard { at, member: member.to_owned(), uid: uid.to_owned(), is_ready }
     }
 
-    fn both_ready() -> Vec<Heard> {
-        vec![told("02", A, "a1", true), told("02", B, "b1", true)]
+    const C: &str = "n/orders-ccccc";
+    const THIRD: &str =
+        "2026-11-25T07:00:00.060000Z  INFO quorate_node: started member=3c cluster_id=\"9f\" generation=1";
+
+    fn all_ready() -> Vec<Heard> {
+        [(A, "a1"), (B, "b1"), (C, "c1")].map(|(member, uid)| told("02", member, uid, true)).to_vec()
+    }
+
+    fn judge_by(lines: &[Line], later: &[Heard], disruptions: &[Disruption], edits: &[Request]) -> Verdict {
+        let heard: Vec<_> = all_ready().into_iter().chain(later.iter().cloned()).collect();
+        check(&heard, lines, disruptions, &asked(edits))
     }
 
     fn judge(later: &[Heard], disruptions: &[Disruption], edits: &[Request]) -> Verdict {
-        let heard: Vec<_> = both_ready().into_iter().chain(later.iter().cloned()).collect();
-        check(&heard, &logs(&[(A, START), (B, SECOND)]), disruptions, &asked(edits))
+        judge_by(&logs(&[(A, START), (B, SECOND), (C, THIRD)]), later, disruptions, edits)
+    }
+
+    /// That somebody is down by the operator's hand, and that no quorum is left.
+    fn faults(verdict: &Verdict) -> (usize, usize) {
+        let count = |words: &str| verdict.violations.iter().filter(|v| v.contains(words)).count();
+        (count("while down by"), count("voters ready"))
     }
 
     #[test]
     fn the_next_may_go_when_the_last_is_ready_again() {
         let two = [at("10", A, What::Evict), at("20", B, What::Evict)];
         let early = judge(&[], &two, &[]);
-        assert_eq!((early.taken_down, early.violations.len()), (2, 1), "{early:?}");
+        assert_eq!((early.taken_down, faults(&early)), (2, (1, 1)), "{early:?}");
         // One that ends serves on for a while, and may be told ready while it does.
         let ending = [told("11", A, "a1", true), told("13", A, "a1", false)];
-        assert_eq!(judge(&ending, &two, &[]).violations.len(), 1);
-        let back = [told("13", A, "a1", false), told("17", A, "a2", true)];
+        assert_eq!(faults(&judge(&ending, &two, &[])), (1, 1));
+        let back = [told("13", A, "a1", false), told("17", A, "a2", true), told("29", B, "b2", true)];
         let verdict = judge(&back, &two, &[]);
-        assert_eq!((verdict.violations.len(), verdict.longest_ms), (0, 7_000), "{verdict:?}");
+        assert_eq!((faults(&verdict), verdict.longest_ms), ((0, 0), 9_000), "{verdict:?}");
         let late = [told("21", A, "a2", true)];
-        assert_eq!(judge(&late, &two, &[]).violations.len(), 1);
+        assert_eq!(faults(&judge(&late, &two, &[])), (1, 1));
     }
 
     #[test]
-    fn what_is_down_already_is_not_taken_down() {
+    fn whoever_took_the_others_down_a_quorum_stays() {
         let gone = [told("05", B, "b1", false)];
-        let verdict = judge(&gone, &[at("10", A, What::Evict), at("20", B, What::DeletePod)], &[]);
-        assert_eq!((verdict.taken_down, verdict.violations.len()), (1, 0), "{verdict:?}");
+        let verdict = judge(&gone, &[at("10", A, What::Evict)], &[]);
+        assert_eq!((verdict.taken_down, faults(&verdict)), (1, (0, 1)), "{verdict:?}");
+        // Back for a moment only.
+        let crashing = [told("13", A, "a1", false), told("17", A, "a2", true), told("19", A, "a2", false)];
+        let verdict = judge(&crashing, &[at("10", A, What::Evict), at("20", B, What::Evict)], &[]);
+        assert_eq!(faults(&verdict), (0, 1), "{verdict:?}");
+    }
+
+    #[test]
+    fn what_is_down_already_is_not_taken_down_but_is_not_up_either() {
+        let gone = [told("05", B, "b1", false)];
+        let verdict = judge(&gone, &[at("10", B, What::DeletePod), at("20", C, What::Evict)], &[]);
+        assert_eq!((verdict.taken_down, verdict.others, faults(&verdict)), (1, 1, (1, 1)), "{verdict:?}");
         let again = judge(&[], &[at("10", A, What::Evict), at("11", A, What::DeletePod)], &[]);
-        assert_eq!((again.taken_down, again.violations.len()), (1, 0), "{again:?}");
+        assert_eq!((again.taken_down, again.others, faults(&again)), (1, 1, (0, 0)), "{again:?}");
     }
 
     #[test]
     fn who_has_no_vote_is_not_missed() {
         let out = "2026-11-25T07:00:15Z  INFO quorate_node::driver: configuration committed \
                    at=ConfigAt { incarnation: 1, term: 2, index: 12 } voters={2b, 3c} joint=false";
-        let lines = logs(&[(A, START), (B, SECOND), (A, out)]);
+        let logs_with = |last: &str| logs(&[(A, START), (B, SECOND), (C, THIRD), (A, last)]);
         let two = |first: &str| [at(first, A, What::DeleteRecord), at("20", B, What::Evict)];
-        assert_eq!(check(&both_ready(), &lines, &two("16"), &[]).violations, Vec::<String>::new());
-        // Taken down while it voted, and out since.
-        assert_eq!(check(&both_ready(), &lines, &two("10"), &[]).violations, Vec::<String>::new());
-        assert_eq!(check(&both_ready(), &logs(&[(A, START), (B, SECOND)]), &two("10"), &[]).violations.len(), 1);
+        // Two voters have no margin; what is asked of them asks for a pause.
+        assert_eq!(faults(&judge_by(&logs_with(out), &[], &two("16"), &[])), (0, 0));
+        let four = out.replace("{2b, 3c}", "{2b, 3c, 4d}");
+        // Taken down while it voted, and out since: the fourth is not heard of.
+        assert_eq!(faults(&judge_by(&logs_with(&four), &[], &two("10"), &[])), (0, 1));
+        assert_eq!(faults(&judge(&[], &two("10"), &[])), (1, 1));
     }
 
     #[test]
-    fn what_people_wanted_is_not_the_operators_doing() {
-        let fence = edit("05", json!({"metadata": {"annotations": {ANNOTATION_FENCE: "orders-aaaaa"}}}));
+    fn what_people_wanted_is_not_the_operators_doing_but_counts() {
+        let fence = |names: &str| edit("05", json!({"metadata": {"annotations": {ANNOTATION_FENCE: names}}}));
         let sleep = edit("15", json!({"spec": {"replicas": 0}}));
         let two = [at("10", A, What::Stop), at("20", B, What::Stop)];
-        assert_eq!(judge(&[], &two, &[]).violations.len(), 1);
-        assert_eq!(judge(&[], &two, &[fence]).violations, Vec::<String>::new());
-        assert_eq!(judge(&[], &two, &[sleep]).violations, Vec::<String>::new());
+        assert_eq!(faults(&judge(&[], &two, &[])), (1, 1));
+        assert_eq!(faults(&judge(&[], &two, &[fence("orders-aaaaa,orders-bbbbb")])), (0, 0));
+        assert_eq!(faults(&judge(&[], &two, &[sleep])), (0, 0));
+        assert_eq!(faults(&judge(&[], &two, &[fence("orders-aaaaa")])), (1, 1), "it is down whoever wanted that");
     }
 
     #[test]

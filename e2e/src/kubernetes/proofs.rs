@@ -73,7 +73,10 @@ fn one_by_one(cluster: &Cluster, evidence: &Evidence) -> Result<String> {
         bail!("{} of {}: {}", verdict.violations.len(), verdict.taken_down, verdict.violations.join("; "));
     }
     ensure!(verdict.taken_down > 0, "no voter that was up was taken down: nothing is proven");
-    Ok(format!("{} voters taken down one by one, the longest for {} ms", verdict.taken_down, verdict.longest_ms))
+    Ok(format!(
+        "{} voters taken down one by one, the longest for {} ms; {} disruptions of others",
+        verdict.taken_down, verdict.longest_ms, verdict.others
+    ))
 }
 
 fn lines(evidence: &Evidence) -> Result<Vec<story::Line>> {

@@ -189,21 +189,26 @@ pub fn asked(requests: &[Request]) -> Vec<Asked> {
 pub struct Wishes<'a> {
     /// It sleeps or goes: all of it is to stop.
     pub all_stop: bool,
-    /// Since when there is a cluster of this name; what a namesake did before is another story.
+    /// Since when there is a cluster of this name; what a namesake did, and was asked for, before is another story.
     pub since: Option<Timestamp>,
     fenced: Option<&'a BTreeSet<String>>,
 }
 
 impl<'a> Wishes<'a> {
     pub fn at(asked: &'a [Asked], cluster: &str, at: Timestamp) -> Wishes<'a> {
-        let before = || asked.iter().rev().filter(|a| a.at <= at && a.cluster == cluster);
-        let sleeps = before().find_map(|a| a.replicas) == Some(0);
-        let is_deleted = before().find_map(|a| a.exists) == Some(false);
-        Wishes {
-            all_stop: sleeps || is_deleted,
-            since: before().find(|a| a.exists == Some(true)).map(|a| a.at),
-            fenced: before().find_map(|a| a.fenced.as_ref()),
+        let mut wishes = Wishes::default();
+        let (mut replicas, mut exists) = (None, None);
+        for asked in asked.iter().rev().filter(|a| a.at <= at && a.cluster == cluster) {
+            replicas = replicas.or(asked.replicas);
+            exists = exists.or(asked.exists);
+            wishes.fenced = wishes.fenced.or(asked.fenced.as_ref());
+            if asked.exists == Some(true) {
+                wishes.since = Some(asked.at);
+                break;
+            }
         }
+        wishes.all_stop = replicas == Some(0) || exists == Some(false);
+        wishes
     }
 
     /// Whether a person wants this member stopped.
@@ -302,7 +307,9 @@ pub mod fixture {
 
 #[cfg(test)]
 mod tests {
-    use super::fixture::{A, GIVEN, START, log};
+    use serde_json::json;
+
+    use super::fixture::{A, GIVEN, START, at, edit, log};
     use super::*;
 
     #[test]
@@ -318,6 +325,22 @@ mod tests {
         assert_eq!(line(A, "thread 'main' panicked"), None);
         let ended = format!("2026-11-25T07:00:20.000000Z {LOG_ENDED}");
         assert_eq!(line(A, &ended).unwrap().event, Event::Ended);
+    }
+
+    #[test]
+    fn what_was_asked_of_a_namesake_is_asked_no_more() {
+        let told = |second: &str, verb: &str, code, body| Request { verb: verb.to_owned(), code, ..edit(second, body) };
+        let fenced = json!({"metadata": {"annotations": {ANNOTATION_FENCE: "orders-aaaaa"}}, "spec": {"replicas": 0}});
+        let all = asked(&[
+            told("01", "create", 201, fenced),
+            told("02", "delete", 200, Value::Null),
+            told("03", "create", 201, json!({"spec": {}})),
+        ]);
+        let wishes = |second: &str| Wishes::at(&all, "n/orders", at(second, A, What::Evict).at);
+        assert!(wishes("01.5").all_stop && wishes("01.5").fences(A));
+        assert!(wishes("02.5").all_stop);
+        assert!(!wishes("04").all_stop && !wishes("04").fences(A));
+        assert_eq!(wishes("04").since, Some(at("03", A, What::Evict).at));
     }
 
     #[test]

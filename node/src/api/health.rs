@@ -19,8 +19,9 @@ use crate::handle::NodeStatus;
 
 /// The driver publishes its status many times a second; one that has not for this long hangs.
 const DRIVER_SILENT_MAX_US: u64 = 10_000_000;
-/// Between two probes by a linearizable read, or the election timeout where that is longer: nothing changes faster.
-const PROBE_EVERY_READY: Duration = Duration::from_secs(1);
+/// Between two probes by a linearizable read: the election timeout, within these bounds. A leader that was lost is not
+/// noticed sooner anyhow.
+const PROBE_EVERY_READY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 const PROBE_EVERY_NOT_READY: Duration = Duration::from_millis(100);
 /// A probe that takes longer says that clients would wait too.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -69,10 +70,14 @@ pub(super) fn why_no_voter(status: &NodeStatus) -> Option<&'static str> {
 
 /// Probes until the process ends.
 pub(crate) async fn probe(api: Api) {
+    let (shortest, longest) = PROBE_EVERY_READY;
     loop {
         let found = why_not_ready(&api).await.map(Arc::from);
-        let pause =
-            if found.is_none() { PROBE_EVERY_READY.max(api.options().election_timeout) } else { PROBE_EVERY_NOT_READY };
+        let pause = if found.is_none() {
+            api.options().election_timeout.clamp(shortest, longest)
+        } else {
+            PROBE_EVERY_NOT_READY
+        };
         api.readiness().set(found);
         tokio::time::sleep(pause).await;
     }

@@ -63,6 +63,7 @@ async fn readyz(State(api): State<Api>, parameters: Parameters) -> Response {
     let checks = [
         ("driver", driver(&api)),
         ("activated", (!status.is_activated).then(|| "waits for the operator to activate it".to_owned())),
+        ("not_removed", status.raft.is_removed.then(|| "was removed from the cluster".to_owned())),
         ("non_learner", is_learner(&status).then(|| "is a learner".to_owned())),
         ("linearizable_read", reason),
     ];

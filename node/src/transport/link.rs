@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, Hello, Purpose};
 use super::shared::Shared;
-use super::{Direct, Local, Queue, Queued, Refused};
+use super::{Direct, Line, Local, Queued, Refused};
 use crate::driver::DriverInput;
 use crate::tls::{Mode, Plane, Stream};
 
@@ -150,12 +150,12 @@ async fn introduced(url: &str, address: SocketAddr, plane: &Plane, mode: Mode, h
     }
 }
 
-/// Keeps one connection to `to`, for as long as the process lives.
+/// Keeps one connection to `to`, until nobody can queue anything for it any more.
 pub(super) async fn keep(
     local: Arc<Local>,
     to: MemberId,
     purpose: Purpose,
-    queue: Queue,
+    line: Arc<Line>,
     mut queued: mpsc::UnboundedReceiver<Queued>,
 ) {
     let hello = Hello { purpose, to, ..local.hello.clone() };
@@ -175,19 +175,22 @@ pub(super) async fn keep(
         match connected {
             Ok(stream) => {
                 tracing::debug!(%to, ?purpose, "connected");
+                // Whoever saw the last connection may have queued for it after it had ended.
+                discard(&line, &mut queued);
                 (pause, told) = (BACKOFF.0, String::new());
                 let ended = match stream {
                     Stream::Plain(stream) => {
                         let stream = Arc::new(stream);
-                        queue.stream.store(Some(Arc::new(Direct::Driver(stream.clone()))));
-                        carry(Shared(stream), &queue, &mut queued).await
+                        line.stream.store(Some(Arc::new(Direct::Driver(stream.clone()))));
+                        carry(Shared(stream), &line, &mut queued).await
                     }
                     Stream::Tls(stream) => {
-                        queue.stream.store(Some(Arc::new(Direct::Task)));
-                        carry(stream, &queue, &mut queued).await
+                        line.stream.store(Some(Arc::new(Direct::Task)));
+                        carry(stream, &line, &mut queued).await
                     }
                 };
-                queue.stream.store(None);
+                line.stream.store(None);
+                discard(&line, &mut queued);
                 tracing::debug!(%to, ?purpose, "connection ended: {ended:#}");
                 if purpose == Purpose::Bulk {
                     local.inbox.tell(DriverInput::PeerGone { peer: to });
@@ -213,17 +216,20 @@ pub(super) async fn keep(
             () = tokio::time::sleep(pause) => (pause * 2).min(BACKOFF.1),
             () = coming.next() => BACKOFF.0,
         };
-        // What waited for a connection that was not there is stale; what is left of a frame that left by half even more.
-        while let Ok(stale) = queued.try_recv() {
-            queue.queued_bytes.fetch_sub(stale.size_bytes(), Ordering::Release);
-        }
+    }
+}
+
+/// What waited for a connection that is gone is stale; what is left of a frame that left by half even more.
+fn discard(line: &Line, queued: &mut mpsc::UnboundedReceiver<Queued>) {
+    while let Ok(stale) = queued.try_recv() {
+        line.queued_bytes.fetch_sub(stale.size_bytes(), Ordering::Release);
     }
 }
 
 /// Writes what is queued until the connection breaks; says why it did.
 async fn carry(
     stream: impl AsyncRead + AsyncWrite,
-    queue: &Queue,
+    line: &Line,
     queued: &mut mpsc::UnboundedReceiver<Queued>,
 ) -> anyhow::Error {
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -247,7 +253,7 @@ async fn carry(
                 }
                 let written = write_all(&mut writer, &out).await;
                 // Only now: as long as anything counts as queued, nobody else writes to this stream.
-                queue.queued_bytes.fetch_sub(bytes, Ordering::Release);
+                line.queued_bytes.fetch_sub(bytes, Ordering::Release);
                 if let Err(error) = written {
                     return error.into();
                 }

@@ -119,14 +119,20 @@ impl Queued {
     }
 }
 
-/// One connection's queue, shared between the driver and the connection's task.
-#[derive(Debug, Clone)]
+/// What the driver and a connection's task both look at.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// Zero: the task writes nothing and has nothing to write.
+    pub queued_bytes: AtomicUsize,
+    /// None while there is no connection.
+    pub stream: ArcSwapOption<Direct>,
+}
+
+/// The driver's end of one connection. The task has the other, and ends when this is dropped.
+#[derive(Debug)]
 pub(crate) struct Queue {
     sender: mpsc::UnboundedSender<Queued>,
-    /// Zero: the task writes nothing and has nothing to write.
-    pub queued_bytes: Arc<AtomicUsize>,
-    /// None while there is no connection.
-    pub stream: Arc<ArcSwapOption<Direct>>,
+    line: Arc<Line>,
 }
 
 /// Who writes small frames to a connection.
@@ -140,15 +146,15 @@ pub(crate) enum Direct {
 impl Queue {
     /// What is queued now leaves within a fraction of a heartbeat.
     fn is_short(&self) -> bool {
-        self.queued_bytes.load(Ordering::Relaxed) < SHORT_QUEUE_BYTES && self.stream.load().is_some()
+        self.line.queued_bytes.load(Ordering::Relaxed) < SHORT_QUEUE_BYTES && self.line.stream.load().is_some()
     }
 
     /// False when the frame was dropped. Only the driver pushes, so between its look at `queued_bytes` and its write
     /// nothing else gets in.
     fn push(&self, frame: Frame) -> bool {
         let bytes = frame.size_bytes();
-        let queued = self.queued_bytes.load(Ordering::Acquire);
-        let stream = self.stream.load();
+        let queued = self.line.queued_bytes.load(Ordering::Acquire);
+        let stream = self.line.stream.load();
         let Some(stream) = &*stream else { return false };
         if queued + bytes > QUEUED_BYTES_MAX {
             return false;
@@ -173,7 +179,7 @@ impl Queue {
     }
 
     fn enqueue(&self, queued: Queued) -> bool {
-        self.queued_bytes.fetch_add(queued.size_bytes(), Ordering::Relaxed);
+        self.line.queued_bytes.fetch_add(queued.size_bytes(), Ordering::Relaxed);
         self.sender.send(queued).is_ok()
     }
 }
@@ -302,9 +308,9 @@ impl Peers {
 
 fn dial(local: &Arc<Local>, runtime: &tokio::runtime::Handle, to: MemberId, purpose: Purpose) -> Queue {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let queue = Queue { sender, queued_bytes: Arc::default(), stream: Arc::default() };
-    runtime.spawn(link::keep(local.clone(), to, purpose, queue.clone(), receiver));
-    queue
+    let line = Arc::<Line>::default();
+    runtime.spawn(link::keep(local.clone(), to, purpose, line.clone(), receiver));
+    Queue { sender, line }
 }
 
 /// The index of a snapshot that never was.
@@ -317,10 +323,10 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::snapshot::testing::small_member;
+    use crate::snapshot::testing::{Member, small_member};
     use crate::tls::Role;
 
-    /// What became of a connection that brings a snapshot, by its number.
+    /// What became of a connection of some purpose, by its number.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     enum Seen {
         Began(usize),
@@ -328,7 +334,7 @@ mod tests {
     }
 
     /// A peer that welcomes whoever comes, takes what it is sent, and never says that it has a snapshot.
-    async fn slow_peer(listener: TcpListener, seen: mpsc::UnboundedSender<Seen>) {
+    async fn slow_peer(listener: TcpListener, purpose: Purpose, seen: mpsc::UnboundedSender<Seen>) {
         let count = Arc::new(AtomicUsize::new(0));
         while let Ok((mut stream, _)) = listener.accept().await {
             let (seen, count) = (seen.clone(), count.clone());
@@ -337,7 +343,7 @@ mod tests {
                 link::write_frame(&mut stream, &Frame::Welcome { refusal: None })
                     .await
                     .expect("it waits for a welcome");
-                let number = (hello.purpose == Purpose::Snapshot).then(|| count.fetch_add(1, Ordering::Relaxed));
+                let number = (hello.purpose == purpose).then(|| count.fetch_add(1, Ordering::Relaxed));
                 number.map(|number| seen.send(Seen::Began(number)));
                 while read_frame(&mut stream).await.is_ok() {}
                 number.map(|number| seen.send(Seen::Ended(number)));
@@ -350,33 +356,59 @@ mod tests {
         within.expect("connections begin and end as they should").expect("the peer goes on")
     }
 
-    #[tokio::test]
-    async fn one_snapshot_at_a_time_goes_to_a_member_and_none_when_this_one_stops_leading() {
-        let (member, to) = (small_member(20), MemberId(2));
+    const TO: MemberId = MemberId(2);
+
+    /// A member that knows of a slow peer, and what that one sees of connections of this purpose.
+    async fn beside_slow_peer(member: &Member, purpose: Purpose) -> (Arc<Local>, mpsc::UnboundedReceiver<Seen>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let (seen, mut told) = mpsc::unbounded_channel();
-        tokio::spawn(slow_peer(listener, seen));
+        let (seen, told) = mpsc::unbounded_channel();
+        tokio::spawn(slow_peer(listener, purpose, seen));
         let (inbox, _inputs) = std::sync::mpsc::channel();
         let local = Arc::new(Local {
             hello: Hello { member: MemberId(1), ..Hello::of_nobody(Purpose::Control, 0) },
             inbox: Inbox(inbox),
             snapshots: member.snapshots.clone(),
-            addresses: Mutex::new(BTreeMap::from([(to, vec![url])])),
+            addresses: Mutex::new(BTreeMap::from([(TO, vec![url])])),
             members: Mutex::default(),
             identities: Identities::open(member.dir.path().join("peers")).expect("nothing there yet"),
             versions: Arc::default(),
             comings: Comings::default(),
             plane: Arc::new(Plane::plain(Role::Peer)),
         });
+        (local, told)
+    }
+
+    #[tokio::test]
+    async fn one_snapshot_at_a_time_goes_to_a_member_and_none_when_this_one_stops_leading() {
+        let member = small_member(20);
+        let (local, mut told) = beside_slow_peer(&member, Purpose::Snapshot).await;
         let mut peers = Peers::new(local, tokio::runtime::Handle::current());
-        peers.send_snapshot(to, 1);
+        peers.send_snapshot(TO, 1);
         assert_eq!(next(&mut told).await, Seen::Began(0));
-        peers.send_snapshot(to, 1);
+        peers.send_snapshot(TO, 1);
         let mut both = [next(&mut told).await, next(&mut told).await];
         both.sort_by_key(|seen| *seen == Seen::Began(1));
         assert_eq!(both, [Seen::Ended(0), Seen::Began(1)]);
         peers.stop_snapshots();
         assert_eq!(next(&mut told).await, Seen::Ended(1));
+    }
+
+    #[tokio::test]
+    async fn nobody_dials_a_member_that_left_for_long() {
+        let member = small_member(20);
+        let (local, mut told) = beside_slow_peer(&member, Purpose::Control).await;
+        let mut peers = Peers::new(local.clone(), tokio::runtime::Handle::current());
+        peers.tell_room(TO, false);
+        assert_eq!(next(&mut told).await, Seen::Began(0));
+        peers.forget_strangers(crate::clock::now().after(STRANGER_KEPT_US), &Config::default());
+        assert_eq!(next(&mut told).await, Seen::Ended(0));
+        drop(peers);
+        let ended = async {
+            while Arc::strong_count(&local) > 1 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended).await.expect("whoever dialled has ended");
     }
 }

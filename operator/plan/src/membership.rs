@@ -19,6 +19,8 @@ use crate::view::{Disk, LAG_ENTRIES_MAX, Leader, View, quorum};
 
 /// A running learner that did not catch up this long after its record was made is dropped, in milliseconds.
 pub const LEARNER_DEADLINE_MS: u64 = 600_000;
+/// A pod that is younger is a newcomer, to whom leadership goes only for want of another.
+const SETTLED_MS: u64 = 10_000;
 
 /// Members of ours that were stopped, by hand or all together, or whose record came back, run again. Their disk knows who they
 /// are.
@@ -253,7 +255,7 @@ fn at_risk(leader: Leader<'_>, after: &[MemberId], member: &str) -> Option<Waiti
     })
 }
 
-/// Who leads next: caught up, staying, on the newest template if there is a choice, then furthest.
+/// Who leads next: caught up, staying; if there is a choice on the newest template, then no newcomer, then furthest.
 pub(crate) fn successor(pass: &Pass<'_>, leader: Leader<'_>) -> Option<MemberId> {
     let staying = |r: &&MemberRecord| {
         let able = r.member_id.is_some_and(|id| id != leader.id() && leader.is_caught_up(id));
@@ -262,8 +264,8 @@ pub(crate) fn successor(pass: &Pass<'_>, leader: Leader<'_>) -> Option<MemberId>
     let rank = |r: &&MemberRecord| {
         let newest = r.pod.as_ref().is_some_and(|p| p.template_hash == pass.template_hash);
         // One that came a moment ago has cold caches and connections that are still being made.
-        let came_ms = r.pod.as_ref().map_or(u64::MAX, |p| p.created_ms);
-        (newest, Reverse(came_ms), r.member_id.map_or(0, |id| leader.matched(id)), Reverse(r.name.clone()))
+        let settled = r.pod.as_ref().is_some_and(|p| pass.now_ms.saturating_sub(p.created_ms) >= SETTLED_MS);
+        (newest, settled, r.member_id.map_or(0, |id| leader.matched(id)), Reverse(r.name.clone()))
     };
     pass.keepers(leader).into_iter().filter(staying).max_by_key(rank)?.member_id
 }
