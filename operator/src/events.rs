@@ -3,7 +3,7 @@
 //! Pure. Kubernetes publishes these as Events, local mode prints them.
 
 use quorate_api::{ConditionStatus, ConsistentClusterStatus};
-use quorate_plan::{Blocked, Decision, Operation, RetireReason, Step};
+use quorate_plan::{Blocked, Decision, Operation, RetireReason, Step, Waiting};
 
 use crate::reconcile::{Acted, Pass};
 
@@ -107,11 +107,12 @@ fn leader_note(before: &ConsistentClusterStatus, now: &ConsistentClusterStatus) 
 /// An election among a majority is told as a change of leader; this is about what nobody can elect away.
 fn quorum_note(before: &ConsistentClusterStatus, now: &ConsistentClusterStatus) -> Option<Note> {
     let message = now.condition("Available")?.message.clone();
-    let served =
-        |s: &ConsistentClusterStatus| s.condition("Available").is_some_and(|c| c.status == ConditionStatus::True);
-    match (served(before), served(now)) {
-        (true, false) if lacks_quorum(now) => Some(warning("QuorumLost", message)),
-        (false, true) if lacks_quorum(before) => {
+    use ConditionStatus::{False, True, Unknown};
+    let available = |s: &ConsistentClusterStatus| s.condition("Available").map(|c| c.status);
+    match (available(before), available(now)) {
+        // Whom nobody can ask is not known to be without one.
+        (Some(True | Unknown), Some(False)) if lacks_quorum(now) => Some(warning("QuorumLost", message)),
+        (Some(False), Some(True)) if lacks_quorum(before) => {
             Some(normal("QuorumRestored", "linearizable requests are answered again"))
         }
         _ => None,
@@ -130,6 +131,12 @@ fn upgrade_note(before: &ConsistentClusterStatus, pass: &Pass) -> Option<Note> {
     match (upgrades(before), upgrades(&pass.status), &pass.plan.next) {
         (false, true, _) => Some(normal("UpgradeStarted", "members get the changed template one by one, leader last")),
         (true, false, Decision::Steady) => Some(normal("UpgradeFinished", "every member runs the changed template")),
+        (true, false, Decision::Wait(Waiting::MemberStarting { member, .. } | Waiting::PodStopping { member })) => {
+            Some(normal(
+                "UpgradeFinished",
+                format!("every member has the changed template; {member}, the last, is on its way"),
+            ))
+        }
         _ => None,
     }
 }
@@ -212,6 +219,9 @@ mod tests {
         assert_eq!(quorum_note(&up, &up), None);
         let never = ConsistentClusterStatus::default();
         assert_eq!(quorum_note(&never, &up), None, "a first reading is no restoration");
+        let unread = answering(0, available(ConditionStatus::Unknown));
+        assert_eq!(quorum_note(&up, &unread), None, "nobody could be asked");
+        assert_eq!(quorum_note(&unread, &down).unwrap().reason, "QuorumLost");
         let electing = answering(2, available(ConditionStatus::False));
         assert_eq!(quorum_note(&up, &electing), None, "two of three elect a leader");
     }

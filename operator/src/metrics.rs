@@ -213,6 +213,12 @@ impl Metrics {
         clusters.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
+    /// Forgets clusters that are there no more: their end may not have been seen.
+    pub fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        let mut clusters = self.clusters.lock().expect("no panic happens while clusters are counted");
+        clusters.retain(|_, known| is_there(&known.uid));
+    }
+
     /// Everything, as Prometheus reads it.
     pub fn text(&self) -> String {
         // Held to the end: another scrape must not find half of it.

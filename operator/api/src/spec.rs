@@ -461,7 +461,9 @@ pub struct Tls {
     validation = Rule::new("(has(self.operatorIssued) ? 1 : 0) + (has(self.certManager) ? 1 : 0) + (has(self.secretRef) ? 1 : 0) <= 1")
         .message("spec.tls: operatorIssued, certManager and secretRef are sources of certificates; keep one for each of client and peer"),
     validation = Rule::new("!has(self.mode) || !has(oldSelf.mode) || self.mode == oldSelf.mode || self.mode == 'Preferred' || oldSelf.mode == 'Preferred'")
-        .message("spec.tls: mode moves one step at a time, Disabled - Preferred - Required; set it to Preferred first")
+        .message("spec.tls: mode moves one step at a time, Disabled - Preferred - Required; set it to Preferred first"),
+    validation = Rule::new("(has(self.certManager) == has(oldSelf.certManager) && has(self.secretRef) == has(oldSelf.secretRef)) || (has(oldSelf.mode) && oldSelf.mode == 'Disabled')")
+        .message("spec.tls: the source of certificates changes only while mode is Disabled, since members with certificates of the new one and of the old do not trust each other; set mode to Preferred, then Disabled, change the source, and come back")
 )]
 pub struct TlsPlane {
     /// Absent, it is Required; Disabled for a cluster that was founded by an operator whose default that was.

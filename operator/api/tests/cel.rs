@@ -128,6 +128,23 @@ fn tls_has_one_source_and_moves_one_step() {
 }
 
 #[test]
+fn a_source_of_certificates_changes_only_while_nobody_uses_one() {
+    let from = |mode: TlsMode, secret: Option<&str>| {
+        cluster("orders", |spec| {
+            spec.tls.peer.mode = Some(mode);
+            spec.tls.peer.secret_ref = secret.map(|name| SecretRef { name: name.into() });
+        })
+    };
+    for mode in [TlsMode::Preferred, TlsMode::Required] {
+        update_refused(&from(mode, Some("peers")), &from(mode, None), &["source", "Disabled"]);
+        update_refused(&from(mode, None), &from(mode, Some("peers")), &["source", "Disabled"]);
+        validate_cel_update(&from(mode, Some("others")), &from(mode, Some("peers"))).expect("a name is no source");
+    }
+    validate_cel_update(&from(TlsMode::Disabled, Some("peers")), &from(TlsMode::Disabled, None))
+        .expect("nobody uses one");
+}
+
+#[test]
 fn who_may_reach_members_is_named_by_pods_or_by_addresses() {
     let from = |peer: NetworkPeer| cluster("orders", |spec| spec.network.allow_from = vec![peer]);
     let pods = || NetworkPeer { pod_selector: Some(Labels::default()), ..NetworkPeer::default() };

@@ -87,6 +87,21 @@ pub enum Change {
     Trust(Holder),
 }
 
+impl Change {
+    /// Whom it is for; nobody when it is about the authority.
+    pub fn holder(&self) -> Option<&Holder> {
+        match self {
+            Change::Issue(holder) | Change::Trust(holder) => Some(holder),
+            Change::CreateAuthority | Change::TrustNext | Change::IssueByNext | Change::DropPrevious => None,
+        }
+    }
+
+    /// Part of an exchange of authorities, which waits for everybody.
+    pub fn is_phase(&self) -> bool {
+        matches!(self, Change::TrustNext | Change::IssueByNext | Change::DropPrevious)
+    }
+}
+
 /// What is to be done now, all of it, in order. `wanted` is everybody who needs a certificate; `grace_seconds` is what
 /// clients get to take what changed; `rotate` is the authority that a person wants exchanged before its time.
 pub fn changes(wallet: &Wallet, wanted: &[Holder], now: i64, grace_seconds: i64, rotate: Option<&str>) -> Vec<Change> {
@@ -101,7 +116,9 @@ pub fn changes(wallet: &Wallet, wanted: &[Holder], now: i64, grace_seconds: i64,
 fn due(wallet: &Wallet, authorities: &Authorities, holder: &Holder, now: i64) -> Option<Change> {
     match wallet.held.get(holder) {
         None => Some(Change::Issue(holder.clone())),
-        Some(held) if held.issuer_sha256 != authorities.issuer.sha256 || held.leaf.is_due(now) => {
+        Some(held) if held.issuer_sha256 != authorities.issuer.sha256 => Some(Change::Issue(holder.clone())),
+        // None ends later than who issued it.
+        Some(held) if held.leaf.is_due(now) && held.leaf.not_after < authorities.issuer.not_after => {
             Some(Change::Issue(holder.clone()))
         }
         Some(held) if held.trust_sha256 != authorities.trust_sha256 => Some(Change::Trust(holder.clone())),
@@ -132,7 +149,10 @@ fn next_phase(
     }
     if let Some(next) = next {
         let all = wallet.running.values().all(|used| used.as_ref().is_some_and(trusts));
-        return (all && now >= next.not_before.saturating_add(grace_seconds)).then_some(Change::IssueByNext);
+        let is_time = now >= next.not_before.saturating_add(grace_seconds);
+        // Nobody believes an authority that has ended, nor can members be asked with its certificates: there is nothing to wait for.
+        let is_over = issuer.not_after <= now;
+        return ((all && is_time) || is_over).then_some(Change::IssueByNext);
     }
     // Moot once another one issues: who asks need not take it back.
     let is_asked = rotate == Some(issuer.sha256.as_str());
@@ -178,7 +198,8 @@ mod tests {
             }
             (Change::DropPrevious, Some(a)) => a.previous = None,
             (Change::Issue(holder), Some(a)) => {
-                let leaf = certificate(&format!("{holder:?}{now}"), now);
+                let not_after = (now + 2_000).min(a.issuer.not_after);
+                let leaf = Certificate { not_after, ..certificate(&format!("{holder:?}{now}"), now) };
                 let held = Held {
                     leaf_sha256s: BTreeSet::from([leaf.sha256.clone()]),
                     leaf,
@@ -264,6 +285,30 @@ mod tests {
             }
         }
         assert_eq!(issued, 2, "each is renewed once");
+    }
+
+    #[test]
+    fn an_authority_that_has_ended_is_replaced_though_nobody_can_be_asked() {
+        let wanted = [Holder::Member("a".to_owned()), Holder::Admin];
+        let mut wallet = Wallet::default();
+        for now in [0, 1, 2] {
+            changes(&wallet, &wanted, now, GRACE, None).iter().for_each(|c| carry_out(&mut wallet, c, now));
+        }
+        let ends = wallet.authorities.as_ref().map(|a| a.issuer.not_after).unwrap();
+        // Leaves by it end with it, and nothing better can be made of it.
+        wallet.held.values_mut().for_each(|held| held.leaf.not_after = ends);
+        wallet.running.insert("a".to_owned(), None);
+        let mut seen = Vec::new();
+        for now in (ends + 1)..(ends + 10) {
+            for change in changes(&wallet, &wanted, now, GRACE, None) {
+                carry_out(&mut wallet, &change, now);
+                seen.push(change);
+            }
+        }
+        let issued = seen.iter().filter(|c| matches!(c, Change::Issue(_))).count();
+        let phases: Vec<_> = seen.iter().filter(|c| c.is_phase()).collect();
+        assert_eq!(phases, [&Change::TrustNext, &Change::IssueByNext], "the old one is dropped when members say so");
+        assert_eq!(issued, 2, "each once: {seen:?}");
     }
 
     #[test]

@@ -380,6 +380,9 @@ fn not_led(facts: &Facts<'_>) -> Option<Said> {
     let answering = facts.fresh_words().count();
     let leads = facts.fresh_words().filter(|w| w.role == Role::Leader).max_by_key(|w| w.term);
     Some(match leads {
+        _ if answering == 0 && !facts.input.observed.unread.is_empty() => {
+            unknown("Unreachable", format!("could not be read: {}", facts.input.observed.unread.join("; ")))
+        }
         _ if answering == 0 && facts.view.records.is_empty() => no("ElectionInProgress", "there is no member yet"),
         _ if answering == 0 => unknown("Unreachable", "no member answers the operator"),
         Some(w) if w.own_term_committed && !w.own_term_applied => {

@@ -305,6 +305,8 @@ impl Act<'_> {
         config_at: ConfigAt,
         reason: RetireReason,
     ) -> Done {
+        // Whoever has changed the record since would have the second writing refused, and the pod without its label.
+        self.live_record(&self.api::<StatefulSet>(), record).await?;
         let pods = self.api::<Pod>();
         let known = self.seen.observation.records.iter().find(|r| r.uid == record.uid);
         if let Some(pod) = known.and_then(|r| r.pod.as_ref()) {

@@ -180,11 +180,6 @@ impl Cache {
         leader_endpoint(&*named(&self.pods, identity, &names::pod(record))?)
     }
 
-    /// How many there are.
-    pub fn clusters(&self) -> usize {
-        self.clusters.len()
-    }
-
     /// UIDs of all clusters.
     pub fn uids(&self) -> HashSet<String> {
         self.clusters.state().iter().filter_map(|cluster| cluster.uid()).collect()

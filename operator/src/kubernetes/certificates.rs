@@ -47,6 +47,8 @@ pub(super) struct Desk {
     heard: Mutex<HashMap<String, BTreeMap<String, Vec<TlsPlane>>>>,
     /// What the operator shows, and how certificates stood, by cluster UID.
     kept: Mutex<HashMap<String, Kept>>,
+    /// What the operator shows where certificates could not be kept since it began, by cluster UID.
+    recalled: Mutex<HashMap<String, Arc<Access>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +64,7 @@ type Fault = String;
 
 impl Desk {
     pub fn new(lifetimes: Lifetimes) -> Desk {
-        Desk { lifetimes, heard: Mutex::default(), kept: Mutex::default() }
+        Desk { lifetimes, heard: Mutex::default(), kept: Mutex::default(), recalled: Mutex::default() }
     }
 
     /// Sees to the certificates of a cluster, as it is wanted and as it was read in this pass.
@@ -72,7 +74,8 @@ impl Desk {
         if !observed.unread.is_empty() {
             return;
         }
-        if cluster.tls.admin() == TlsMode::Disabled {
+        // A pod that is still to get the last mode speaks TLS as before, and asks for certificates.
+        if cluster.tls.admin() == TlsMode::Disabled && !anybody_speaks(observed) {
             self.kept.lock().expect("no panic happens while this is written").remove(&uid);
             return;
         }
@@ -85,8 +88,10 @@ impl Desk {
         let before = self.kept(&uid);
         let mut access = before.and_then(|kept| kept.access);
         match outcome {
-            Ok((wallet, shown)) => {
-                word.not_after = wallet.held.values().map(|held| held.leaf.not_after).min();
+            Ok(Done { wallet, access: shown, fault }) => {
+                word.fault = fault;
+                let issued = wallet.held.values().map(|held| held.leaf.not_after);
+                word.not_after = issued.chain(self.ends_in_use(&uid)).min();
                 let moving = wallet.authorities.as_ref().is_some_and(|a| a.next.is_some() || a.previous.is_some());
                 word.waits = if moving {
                     Some("a new authority takes over: members and clients are given time to trust it".to_owned())
@@ -105,6 +110,30 @@ impl Desk {
         let mut kept = self.kept.lock().expect("no panic happens while this is written");
         let read = secrets.versions.into_inner().expect("no panic happens while this is written");
         kept.insert(uid, Kept { word, access, read });
+    }
+
+    /// Sees to it that the operator can show something to members that speak TLS, whatever keeps it from keeping certificates:
+    /// without, it would take all of them for gone.
+    pub async fn recall(&self, client: &Client, identity: &Identity, observed: &Observation) {
+        let has_access = self.kept(&identity.uid).is_some_and(|kept| kept.access.is_some());
+        let found = match !has_access && anybody_speaks(observed) {
+            true => admin_access(client, identity).await.ok(),
+            false => None,
+        };
+        let mut recalled = self.recalled.lock().expect("no panic happens while this is written");
+        match found {
+            Some(access) if recalled.get(&identity.uid).is_none_or(|known| known.sha256 != access.sha256) => {
+                drop(recalled.insert(identity.uid.clone(), Arc::new(access)));
+            }
+            None if has_access => drop(recalled.remove(&identity.uid)),
+            Some(_) | None => {}
+        }
+    }
+
+    /// What the operator shows to members of this cluster.
+    pub fn access(&self, uid: &str) -> Option<Arc<Access>> {
+        let recalled = || self.recalled.lock().expect("no panic happens while this is read").get(uid).cloned();
+        self.kept(uid).and_then(|kept| kept.access).or_else(recalled)
     }
 
     /// What is wrong with, or still missing of, the certificates that cert-manager issues.
@@ -128,12 +157,12 @@ impl Desk {
     }
 
     /// How certificates stand. What was rotated is told once.
-    pub fn show(&self, uid: &str) -> Option<Kept> {
+    pub fn show(&self, uid: &str) -> Option<TlsWord> {
         let mut kept = self.kept.lock().expect("no panic happens while this is read");
         let kept = kept.get_mut(uid)?;
-        let mut shown = kept.clone();
+        let mut shown = kept.word.clone();
         kept.word.rotated.clear();
-        shown.word.fault = shown.word.fault.or_else(|| self.expired(uid));
+        shown.fault = shown.fault.or_else(|| self.expired(uid));
         Some(shown)
     }
 
@@ -153,12 +182,20 @@ impl Desk {
     pub fn forget(&self, uid: &str) {
         self.kept.lock().expect("no panic happens while this is written").remove(uid);
         self.heard.lock().expect("no panic happens while this is written").remove(uid);
+        self.recalled.lock().expect("no panic happens while this is written").remove(uid);
     }
 
     /// Remembers what members said in a pass.
     pub fn hear(&self, uid: &str, seen: &Seen) {
         let mut heard = self.heard.lock().expect("no panic happens while this is written");
         heard.insert(uid.to_owned(), seen.tls.clone());
+    }
+
+    /// When the certificates end that members use, whoever issued them.
+    fn ends_in_use(&self, uid: &str) -> Vec<i64> {
+        let heard = self.heard.lock().expect("no panic happens while this is read");
+        let planes = heard.get(uid).into_iter().flat_map(BTreeMap::values).flatten();
+        planes.filter(|plane| !plane.leaf_sha256.is_empty()).map(|plane| plane.not_after).collect()
     }
 
     /// A certificate in use that has ended, whoever issued it.
@@ -174,7 +211,8 @@ impl Desk {
         ))
     }
 
-    async fn work(&self, secrets: &Secrets<'_>, rotated: &mut Vec<String>) -> Result<(Wallet, Access), Fault> {
+    /// What is wrong with one holder's Secret keeps nobody else from being served, but the authority is not exchanged meanwhile.
+    async fn work(&self, secrets: &Secrets<'_>, rotated: &mut Vec<String>) -> Result<Done, Fault> {
         // What goes with a record that is being deleted would be taken away at once.
         let staying = secrets.observed.records.iter().filter(|record| record.deletion == Deletion::No);
         let members = staying.map(|record| Holder::Member(record.name.clone()));
@@ -182,20 +220,28 @@ impl Desk {
         let client = (secrets.cluster.tls.client.source == Source::Operator).then_some(Holder::Client);
         let holders: Vec<Holder> = members.chain([Holder::Admin]).chain(client).collect();
         let rotate = secrets.cluster.rotate_authority.as_deref();
+        let Lifetimes { leaf, .. } = secrets.maker.lifetimes;
+        // Certificates say that they are older than they are.
+        let grace = (leaf / 10).min(GRACE_SECONDS_MAX) + SKEW_SECONDS.min(leaf / 10);
+        let mut faults = BTreeMap::<Holder, Fault>::new();
         for _ in 0..ROUNDS_MAX {
-            let wallet = secrets.wallet(&holders, self.in_use(secrets)).await?;
-            let grace = (secrets.maker.lifetimes.leaf / 10).min(GRACE_SECONDS_MAX);
-            let changes = certificates::changes(&wallet, &holders, now_seconds(), grace, rotate);
+            let (authority, wallet) = secrets.wallet(&holders, self.in_use(secrets), &mut faults).await?;
+            let able: Vec<Holder> = holders.iter().filter(|holder| !faults.contains_key(holder)).cloned().collect();
+            let mut changes = certificates::changes(&wallet, &able, now_seconds(), grace, rotate);
+            changes.retain(|change| faults.is_empty() || !change.is_phase());
             if secrets.cluster.paused && !wallet.held.contains_key(&Holder::Admin) {
                 return Err("no certificates are made while spec.paused is set".to_owned());
             }
             if changes.is_empty() || secrets.cluster.paused {
                 let access = secrets.access().await?;
-                return Ok((wallet, access));
+                return Ok(Done { wallet, access, fault: faults.into_values().next() });
             }
             for change in &changes {
-                secrets.carry_out(change).await?;
-                rotated.extend(told(change, &wallet));
+                match (secrets.carry_out(change, authority.clone()).await, change.holder()) {
+                    (Ok(()), _) => rotated.extend(told(change, &wallet)),
+                    (Err(fault), Some(holder)) => drop(faults.insert(holder.clone(), fault)),
+                    (Err(fault), None) => return Err(fault),
+                }
             }
         }
         Err("certificates change again and again; look at the Secrets of this cluster".to_owned())
@@ -216,10 +262,25 @@ impl Desk {
             let (leaf_sha256s, trust_sha256s) = planes.map(|p| (p.leaf_sha256.clone(), p.trust_sha256.clone())).unzip();
             Some(InUse { leaf_sha256s, trust_sha256s })
         };
-        let speaks = |pod: &Pod| pod.phase == PodPhase::Running && pod.speaks.admin() != TlsMode::Disabled;
         let running = observed.records.iter().filter(|record| record.pod.as_ref().is_some_and(speaks));
         running.map(|record| (record.name.clone(), of(&record.name))).collect()
     }
+}
+
+/// What became of a pass.
+struct Done {
+    wallet: Wallet,
+    access: Access,
+    /// What could not be done for somebody.
+    fault: Option<Fault>,
+}
+
+fn speaks(pod: &Pod) -> bool {
+    pod.phase == PodPhase::Running && pod.speaks.admin() != TlsMode::Disabled
+}
+
+fn anybody_speaks(observed: &Observation) -> bool {
+    observed.records.iter().any(|record| record.pod.as_ref().is_some_and(speaks))
 }
 
 fn told(change: &Change, before: &Wallet) -> Option<String> {
@@ -332,25 +393,41 @@ impl Secrets<'_> {
         written.map(drop).map_err(|error| refusal(&error, name))
     }
 
-    async fn wallet(&self, holders: &[Holder], running: BTreeMap<String, Option<InUse>>) -> Result<Wallet, Fault> {
+    /// Everything there is, and the Secret with the authority as it was read for this: what is decided by it is written over
+    /// this version only. What cannot be read of a holder is among the faults.
+    async fn wallet(
+        &self,
+        holders: &[Holder],
+        running: BTreeMap<String, Option<InUse>>,
+        faults: &mut BTreeMap<Holder, Fault>,
+    ) -> Result<(Option<Secret>, Wallet), Fault> {
         let name = names::authority_secret(&self.cluster.identity.name);
-        let authorities = match self.read(&name).await? {
+        let secret = self.read(&name).await?;
+        let data = secret.as_ref().map(|secret| secret.data.clone().unwrap_or_default());
+        let authorities = match &data {
             None => None,
-            Some(secret) => Some(authorities(&secret.data.unwrap_or_default()).ok_or_else(|| {
+            Some(data) => Some(authorities(data).ok_or_else(|| {
                 format!(
                     "Secret {name} holds no authority that can be read; restore it, or delete it for a new authority"
                 )
             })?),
         };
         let mut held = BTreeMap::new();
-        for holder in holders {
-            let secret = self.read(&self.name_of(holder)).await?;
-            let owner = self.owner_of(holder);
-            if let Some(what) = secret.filter(|s| goes_with(s, owner.as_ref())).and_then(|s| held_in(&s)) {
-                held.insert(holder.clone(), what);
+        for holder in holders.iter().filter(|holder| !faults.contains_key(holder)).cloned().collect::<Vec<_>>() {
+            let secret = match self.read(&self.name_of(&holder)).await {
+                Ok(secret) => secret,
+                Err(fault) => {
+                    faults.insert(holder, fault);
+                    continue;
+                }
+            };
+            let owner = self.owner_of(&holder);
+            if let Some(what) = secret.filter(|s| goes_with(s, owner.as_ref())).and_then(|s| held_in(&s, data.as_ref()))
+            {
+                held.insert(holder, what);
             }
         }
-        Ok(Wallet { authorities, held, running })
+        Ok((secret, Wallet { authorities, held, running }))
     }
 
     async fn access(&self) -> Result<Access, Fault> {
@@ -359,9 +436,8 @@ impl Secrets<'_> {
         access_in(&name, secret)
     }
 
-    async fn carry_out(&self, change: &Change) -> Result<(), Fault> {
+    async fn carry_out(&self, change: &Change, before: Option<Secret>) -> Result<(), Fault> {
         let authority = names::authority_secret(&self.cluster.identity.name);
-        let before = self.read(&authority).await?;
         let mut data = before.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
         match change {
             Change::CreateAuthority => self.maker.put_authority(&mut data, ISSUER)?,
@@ -562,22 +638,36 @@ fn authorities(data: &Data) -> Option<Authorities> {
     })
 }
 
+/// Whether this certificate was signed by the key of this authority.
+fn is_by(leaf: &ByteString, authority: &ByteString) -> bool {
+    let (leaves, authorities) = (ders(&leaf.0), ders(&authority.0));
+    let (Some(leaf), Some(authority)) = (leaves.first(), authorities.first()) else { return false };
+    let parsed = (x509_parser::parse_x509_certificate(leaf), x509_parser::parse_x509_certificate(authority));
+    let (Ok((_, leaf)), Ok((_, authority))) = parsed else { return false };
+    leaf.issuer().as_raw() == authority.subject().as_raw()
+        && leaf.verify_signature(Some(authority.public_key())).is_ok()
+}
+
 /// Keys whose record was made anew under its name would stay for ever, or be taken away with the old one: new ones are made.
 fn goes_with(secret: &Secret, owner: Option<&OwnerReference>) -> bool {
     owner.is_none_or(|owner| secret.owner_references().iter().any(|known| known.uid == owner.uid))
 }
 
 /// What a Secret of a holder has; nothing when it is not whole.
-fn held_in(secret: &Secret) -> Option<Held> {
+fn held_in(secret: &Secret, authority: Option<&Data>) -> Option<Held> {
     let data = secret.data.as_ref()?;
     let entries: &[&str] = if data.contains_key(&crt(LEAF)) { &[LEAF] } else { &[PEER, SERVER] };
     let leaves: Option<Vec<Certificate>> =
         entries.iter().map(|entry| data.get(&key(entry)).and_then(|_| certificate(data.get(&crt(entry))?))).collect();
     let leaves = leaves?;
+    let claimed = secret.annotations().get(ANNOTATION_ISSUER).cloned();
+    // Somebody else may have filled the Secret since: the annotation stays when the rest is overwritten.
+    let issuer = authority.and_then(|authority| authority.get(&crt(ISSUER)));
+    let is_own = issuer.is_some_and(|by| entries.iter().all(|e| data.get(&crt(e)).is_some_and(|leaf| is_by(leaf, by))));
     Some(Held {
         leaf_sha256s: leaves.iter().map(|leaf| leaf.sha256.clone()).collect::<BTreeSet<_>>(),
         leaf: leaves.into_iter().min_by_key(|leaf| leaf.not_after)?,
-        issuer_sha256: secret.annotations().get(ANNOTATION_ISSUER).cloned().unwrap_or_default(),
+        issuer_sha256: claimed.filter(|_| is_own).unwrap_or_default(),
         trust_sha256: trust_sha256(&data.get(CA)?.0),
     })
 }
@@ -612,7 +702,7 @@ mod tests {
         let word =
             TlsWord { fault: None, waits: Some("a mode".to_owned()), rotated: rotated.clone(), not_after: Some(7) };
         desk.kept.lock().unwrap().insert("2f1c".to_owned(), Kept { word, access: None, read: BTreeMap::new() });
-        let shown = || desk.show("2f1c").map(|kept| (kept.word.rotated, kept.word.waits, kept.word.not_after));
+        let shown = || desk.show("2f1c").map(|word| (word.rotated, word.waits, word.not_after));
         assert_eq!(shown(), Some((rotated, Some("a mode".to_owned()), Some(7))));
         assert_eq!(shown(), Some((Vec::new(), Some("a mode".to_owned()), Some(7))));
         desk.forget("2f1c");
@@ -625,6 +715,8 @@ mod tests {
         let maker = Maker { cluster: &cluster, lifetimes: Lifetimes { leaf: 3_000, authority: 9_000 } };
         let mut authority = Data::new();
         maker.put_authority(&mut authority, ISSUER).expect("an authority");
+        let mut other = Data::new();
+        maker.put_authority(&mut other, ISSUER).expect("another authority, of the same name");
         let root = ders(&authority[&crt(ISSUER)].0).remove(0);
         let (_, root) = x509_parser::parse_x509_certificate(&root).expect("a certificate");
         for (holder, entry, role, hosts) in [
@@ -642,10 +734,13 @@ mod tests {
             let uris: Vec<_> = names.general_names.iter().filter(|n| matches!(n, GeneralName::URI(_))).collect();
             assert_eq!(uris, [&GeneralName::URI(uri.as_str())], "{holder:?}");
             assert_eq!(names.general_names.len() - 1, hosts, "{holder:?}: {:?}", names.general_names);
-            let held = held_in(&secret(data, &by)).expect("it is whole");
+            let held = held_in(&secret(data, &by), Some(&authority)).expect("it is whole");
             let known = authorities(&authority).expect("it is whole");
             assert_eq!((held.issuer_sha256, held.trust_sha256), (known.issuer.sha256, known.trust_sha256));
             assert_eq!(held.leaf.not_after - held.leaf.not_before, 3_000 + SKEW_SECONDS);
+            // Whatever an annotation says.
+            let foreign = held_in(&secret(maker.made(&holder, &other).expect("certificates").0, &by), Some(&authority));
+            assert_eq!(foreign.expect("it is whole").issuer_sha256, "");
         }
     }
 
@@ -660,11 +755,11 @@ mod tests {
         for entry in data.keys() {
             let mut less = data.clone();
             less.remove(entry);
-            assert!(held_in(&secret(less, &by)).is_none(), "without {entry}");
+            assert!(held_in(&secret(less, &by), Some(&authority)).is_none(), "without {entry}");
         }
         let mut broken = data;
         broken.insert(crt(PEER), ByteString(b"-----BEGIN".to_vec()));
-        assert!(held_in(&secret(broken, &by)).is_none());
+        assert!(held_in(&secret(broken, &by), Some(&authority)).is_none());
         authority.insert(crt(NEXT), ByteString(Vec::new()));
         assert!(authorities(&authority).is_none(), "an authority is not guessed at");
     }

@@ -32,7 +32,10 @@ const LIVE_EVERY: Duration = Duration::from_secs(25);
 /// After a step, a moment for what it set in motion.
 const AFTER_STEP: Duration = Duration::from_millis(50);
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Spread by a quarter, it is still less than the ten seconds in which a status is to be true again.
+const BACKOFF_MAX: Duration = Duration::from_secs(6);
+/// What is gone is looked for this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 struct Context {
     world: KubernetesWorld,
@@ -41,6 +44,8 @@ struct Context {
     metrics: Arc<Metrics>,
     /// By cluster UID.
     known: Mutex<HashMap<String, Known>>,
+    /// When clusters that are gone were last looked for.
+    swept: Mutex<Instant>,
 }
 
 /// What is remembered of a cluster from one pass to the next.
@@ -89,7 +94,9 @@ pub(super) async fn run(
 ) {
     let client = world.client.clone();
     let teller = Teller::new(client.clone(), &lease.identity);
-    let context = Arc::new(Context { world, members: Members::default(), teller, metrics, known: Mutex::default() });
+    let swept = Mutex::new(Instant::now());
+    let known = Mutex::default();
+    let context = Arc::new(Context { world, members: Members::default(), teller, metrics, known, swept });
     let Watches { clusters: (known, clusters), sets, pods, services, claims, budgets, policies, slices } = watches;
     Controller::for_stream(clusters, known)
         .with_config(Config::default().concurrency(args.concurrency))
@@ -208,17 +215,23 @@ impl Context {
         self.world.certificates.forget(uid);
     }
 
-    /// Forgets clusters whose end nobody saw here, now and then: somebody took their finalizer away.
+    /// Forgets clusters whose end nobody saw here, now and then: somebody took their finalizer away, or the answer that it is gone
+    /// was lost.
     fn sweep(&self) {
-        let known: Vec<String> = {
-            let known = self.known.lock().expect("no panic happens while this is noted");
-            if known.len() <= 2 * self.world.cache.clusters() + 16 {
+        {
+            let mut swept = self.swept.lock().expect("no panic happens while this is noted");
+            if swept.elapsed() < SWEEP_EVERY {
                 return;
             }
-            known.keys().cloned().collect()
-        };
+            *swept = Instant::now();
+        }
         let there = self.world.cache.uids();
-        known.iter().filter(|uid| !there.contains(*uid)).for_each(|uid| self.forget_uid(uid));
+        let known: Vec<String> = {
+            let known = self.known.lock().expect("no panic happens while this is noted");
+            known.keys().filter(|uid| !there.contains(*uid)).cloned().collect()
+        };
+        known.iter().for_each(|uid| self.forget_uid(uid));
+        self.metrics.keep(|uid| there.contains(uid));
     }
 
     fn pause(&self, uid: &str, pass: &Pass) -> Duration {

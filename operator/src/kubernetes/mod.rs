@@ -28,7 +28,7 @@ use crate::members::Access;
 use crate::metrics::Metrics;
 use crate::serve;
 use crate::world::{ActError, AdminTls, MemberUrls, Observer, Performer, Seen};
-use certificates::{Desk, Kept, Lifetimes};
+use certificates::{Desk, Lifetimes};
 use lease::Lease;
 
 /// The world of one API server; shared by all clusters.
@@ -61,6 +61,7 @@ impl Observer for KubernetesWorld {
         if let Intent::Run(cluster) = intent {
             self.certificates.keep(&self.client, cluster, &seen.observation).await;
         }
+        self.certificates.recall(&self.client, intent.identity(), &seen.observation).await;
         self.show_certificates(intent, seen);
     }
 }
@@ -69,11 +70,9 @@ impl KubernetesWorld {
     /// As they were kept last.
     fn show_certificates(&self, intent: &Intent, seen: &mut Seen) {
         let identity = intent.identity();
-        if let Some(Kept { word, access, .. }) = self.certificates.show(&identity.uid) {
-            seen.observation.tls = Some(word);
-            if let Some(access) = access {
-                seen.equip(identity, &access);
-            }
+        seen.observation.tls = self.certificates.show(&identity.uid);
+        if let Some(access) = self.certificates.access(&identity.uid) {
+            seen.equip(identity, &access);
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{self as core, Node, PersistentVolumeClaim, Service};
@@ -40,9 +41,12 @@ pub struct RetirementMark {
     pub reason: String,
 }
 
-/// Zones of nodes; they do not move.
+/// A node is asked for its zone again after this long: one of the same name may be made anew elsewhere.
+const ZONE_KEPT: Duration = Duration::from_secs(60);
+
+/// Zones of nodes.
 #[derive(Debug, Default)]
-pub struct Zones(Mutex<HashMap<String, Option<String>>>);
+pub struct Zones(Mutex<HashMap<String, (Instant, Option<String>)>>);
 
 /// One cluster's objects, or what bears their names.
 #[derive(Debug, Default)]
@@ -61,6 +65,11 @@ pub async fn observe(client: &Client, zones: &Zones, intent: &Intent, home: Opti
     let identity = intent.identity();
     let mut unread = Vec::new();
     let objects = live(client, identity, &mut unread).await;
+    if matches!(intent, Intent::Delete(_)) {
+        // What goes with the cluster anyhow keeps nobody from deleting it.
+        unread.retain(|unread| !unread.is_shared);
+    }
+    let unread = unread.into_iter().map(|unread| unread.what).collect();
     let zones = zones.of(client, &objects.pods).await;
     let mut seen = read(objects, &zones, identity, home);
     seen.observation.unread = unread;
@@ -81,7 +90,7 @@ pub(super) async fn glance(
     Some(read(objects, &zones, identity, home))
 }
 
-async fn live(client: &Client, identity: &Identity, unread: &mut Vec<String>) -> Objects {
+async fn live(client: &Client, identity: &Identity, unread: &mut Vec<Unread>) -> Objects {
     let (budget_name, policy_name) = (names::budget(&identity.name), names::network_policy(&identity.name));
     let (cluster, services, budget, policy, sets, pods, claims) = tokio::join!(
         object::<ConsistentCluster>(client, identity, &identity.name),
@@ -97,9 +106,9 @@ async fn live(client: &Client, identity: &Identity, unread: &mut Vec<String>) ->
         sets: sets.unwrap_or_else(|e| unreadable(unread, "member records", &e)),
         pods: pods.unwrap_or_else(|e| unreadable(unread, "pods", &e)),
         claims: claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e)),
-        services: services.unwrap_or_else(|e| unreadable(unread, "Services", &e)),
-        budget: budget.unwrap_or_else(|e| unreadable(unread, "the PodDisruptionBudget", &e)),
-        policy: policy.unwrap_or_else(|e| unreadable(unread, "the NetworkPolicy", &e)),
+        services: services.unwrap_or_else(|e| unreadable_shared(unread, "Services", &e)),
+        budget: budget.unwrap_or_else(|e| unreadable_shared(unread, "the PodDisruptionBudget", &e)),
+        policy: policy.unwrap_or_else(|e| unreadable_shared(unread, "the NetworkPolicy", &e)),
     }
 }
 
@@ -140,8 +149,20 @@ pub(super) fn read(
     seen
 }
 
-fn unreadable<T: Default>(unread: &mut Vec<String>, what: &str, error: &kube::Error) -> T {
-    unread.push(format!("{what}: {error}"));
+/// What could not be read.
+struct Unread {
+    what: String,
+    /// Nothing of a member's.
+    is_shared: bool,
+}
+
+fn unreadable_shared<T: Default>(unread: &mut Vec<Unread>, what: &str, error: &kube::Error) -> T {
+    unread.push(Unread { what: format!("{what}: {error}"), is_shared: true });
+    T::default()
+}
+
+fn unreadable<T: Default>(unread: &mut Vec<Unread>, what: &str, error: &kube::Error) -> T {
+    unread.push(Unread { what: format!("{what}: {error}"), is_shared: false });
     T::default()
 }
 
@@ -371,16 +392,19 @@ impl Zones {
 
     async fn zone(&self, client: &Client, node: &str) -> Option<String> {
         let known = self.0.lock().expect("no panic happens while zones are looked up").get(node).cloned();
-        if let Some(zone) = known {
-            return zone;
+        if let Some((_, zone)) = known.as_ref().filter(|(read, _)| read.elapsed() < ZONE_KEPT) {
+            return zone.clone();
         }
         let zone = match timed(Api::<Node>::all(client.clone()).get_opt(node)).await {
-            Ok(found) => found.and_then(|n| n.metadata.labels?.remove(FailureDomainKey::Zone.as_str())),
+            // Its label may still come.
+            Ok(found) => Some(found.and_then(|n| n.metadata.labels?.remove(FailureDomainKey::Zone.as_str()))?),
             // Namespaced operators may not read nodes. Others ask again.
             Err(kube::Error::Api(status)) if status.code == 403 => None,
-            Err(_) => return None,
+            Err(_) => return known.and_then(|(_, zone)| zone),
         };
-        self.0.lock().expect("no panic happens while zones are looked up").insert(node.to_owned(), zone.clone());
+        let mut zones = self.0.lock().expect("no panic happens while zones are looked up");
+        zones.retain(|_, (read, _)| read.elapsed() < 2 * ZONE_KEPT);
+        zones.insert(node.to_owned(), (Instant::now(), zone.clone()));
         zone
     }
 }

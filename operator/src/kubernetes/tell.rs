@@ -80,15 +80,16 @@ impl Teller {
         if objects.applied_hash.is_none() || objects.finalizer == Presence::Absent {
             return Ok(());
         }
-        let leader = match serving_leader(&pass.status) {
-            Some(record) => self.endpoint(identity, record).await?,
-            None => None,
-        };
-        let slice = objects::leader_slice(identity, leader.as_ref());
         let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &identity.namespace);
         let name = names::leader_service(&identity.name);
         // Read each time: somebody may have deleted or changed it.
         let live = timed(api.get_opt(&name)).await?;
+        let leader = match leads_to(&pass.status, live.as_ref()) {
+            Some(record) => self.endpoint(identity, &record).await?,
+            None => None,
+        };
+        let leader = leader.filter(|leader| may_lead(identity, &pass.status, leader, live.as_ref()));
+        let slice = objects::leader_slice(identity, leader.as_ref());
         if live.is_some_and(|live| objects::points_alike(&live, &slice)) {
             return Ok(());
         }
@@ -159,18 +160,87 @@ fn is_left_alone(cluster: &ConsistentCluster, intent: &Intent) -> bool {
     cluster.spec.paused || matches!(intent, Intent::Delete(_))
 }
 
-/// The record of the leader, while it serves.
-fn serving_leader(status: &ConsistentClusterStatus) -> Option<&str> {
-    let serving = status.condition("LeaderServing").is_some_and(|c| c.status == ConditionStatus::True);
-    status.leader.as_ref().filter(|_| serving).map(|leader| leader.name.as_str())
+fn leader_serves(status: &ConsistentClusterStatus) -> ConditionStatus {
+    status.condition("LeaderServing").map_or(ConditionStatus::False, |c| c.status)
+}
+
+/// The record that the leader Service leads to: of the leader, while it serves. Where nobody could be asked, whoever it led to:
+/// that the operator is cut off says nothing about the leader.
+fn leads_to(status: &ConsistentClusterStatus, now: Option<&EndpointSlice>) -> Option<String> {
+    match leader_serves(status) {
+        ConditionStatus::True => status.leader.as_ref().map(|leader| leader.name.clone()),
+        ConditionStatus::False => None,
+        ConditionStatus::Unknown => {
+            let pod = now?.endpoints.first()?.target_ref.as_ref()?.name.as_deref()?;
+            pod.strip_suffix("-0").map(str::to_owned)
+        }
+    }
+}
+
+/// Without a word of a leader, only the very address that the Service led to.
+fn may_lead(
+    identity: &Identity,
+    status: &ConsistentClusterStatus,
+    leader: &LeaderEndpoint,
+    now: Option<&EndpointSlice>,
+) -> bool {
+    let is_same = || now.is_some_and(|now| objects::points_alike(now, &objects::leader_slice(identity, Some(leader))));
+    leader_serves(status) != ConditionStatus::Unknown || is_same()
 }
 
 /// Whether all that a glance shows is told already: the status says it, the leader Service leads there, and no other to a pod that ends.
 pub(super) fn is_told(cache: &Cache, cluster: &ConsistentCluster, intent: &Intent, pass: &Pass) -> bool {
     let identity = intent.identity();
-    let leader = serving_leader(&pass.status).and_then(|record| cache.endpoint(identity, record));
+    let now = cache.leader_slice(identity);
+    let leader = leads_to(&pass.status, now.as_deref()).and_then(|record| cache.endpoint(identity, &record));
+    let leader = leader.filter(|leader| may_lead(identity, &pass.status, leader, now.as_deref()));
     let slice = objects::leader_slice(identity, leader.as_ref());
-    let leads_there = cache.leader_slice(identity).is_some_and(|there| objects::points_alike(&there, &slice));
+    let leads_there = now.is_some_and(|there| objects::points_alike(&there, &slice));
     let is_hidden = pass.seen.ending.is_empty() || is_left_alone(cluster, intent);
     leads_there && is_hidden && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_api::{Condition, LeaderStatus};
+
+    use super::*;
+
+    #[test]
+    fn the_leader_service_stays_where_it_was_while_nobody_can_be_asked() {
+        let identity = Identity {
+            name: "orders".to_owned(),
+            namespace: "shop".to_owned(),
+            uid: "2f1c".to_owned(),
+            generation: 1,
+            incarnation: 1,
+        };
+        let status = |serving: ConditionStatus| {
+            let condition = Condition {
+                kind: "LeaderServing".to_owned(),
+                status: serving,
+                observed_generation: None,
+                last_transition_time: String::new(),
+                reason: "X".to_owned(),
+                message: String::new(),
+            };
+            let leader = LeaderStatus { name: "orders-b".to_owned(), ..LeaderStatus::default() };
+            ConsistentClusterStatus {
+                conditions: vec![condition],
+                leader: Some(leader),
+                ..ConsistentClusterStatus::default()
+            }
+        };
+        let at = |record: &str, ip: &str| LeaderEndpoint { pod: names::pod(record), ip: ip.to_owned(), node: None };
+        let now = objects::leader_slice(&identity, Some(&at("orders-a", "10.0.0.1")));
+        let (yes, no, unknown) = (ConditionStatus::True, ConditionStatus::False, ConditionStatus::Unknown);
+        assert_eq!(leads_to(&status(yes), Some(&now)).as_deref(), Some("orders-b"));
+        assert_eq!(leads_to(&status(no), Some(&now)), None);
+        assert_eq!(leads_to(&status(unknown), Some(&now)).as_deref(), Some("orders-a"));
+        assert_eq!(leads_to(&status(unknown), None), None);
+        let may = |serving, leader: &LeaderEndpoint| may_lead(&identity, &status(serving), leader, Some(&now));
+        assert!(may(yes, &at("orders-b", "10.0.0.2")));
+        assert!(may(unknown, &at("orders-a", "10.0.0.1")));
+        assert!(!may(unknown, &at("orders-a", "10.0.0.9")), "a pod that was made anew does not lead for its name");
+    }
 }

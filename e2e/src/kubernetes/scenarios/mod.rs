@@ -92,7 +92,7 @@ pub const TABLE: &[Row] = &[
     required("cert_manager_issues_what_members_use", |c| Box::pin(tls::cert_manager(c))),
     required("keys_are_told_nowhere", |c| Box::pin(tls::told_nowhere(c))),
     more("cluster_of_an_older_operator_stays_plain", |c| Box::pin(tls::older(c))),
-    more("tls_off_to_required_live", |c| Box::pin(tls::off_to_required(c))),
+    more("tls_off_to_required_live_and_back", |c| Box::pin(tls::off_to_required(c))),
     more("cert_expired_member_recovers", |c| Box::pin(tls::expired(c))),
     blind(more("cert_rotation_no_errors", |c| Box::pin(tls::rotation(c)))),
     more("scale_flip_5_3_5_before_finish", |c| Box::pin(edits::scale_flip(c))),

@@ -55,7 +55,7 @@ async fn remove(cluster: &Cluster, name: &str, pods: &[&str]) -> Result<()> {
     cluster.mine(&["delete", "cc", name, "--timeout=120s"]).await.map(drop)
 }
 
-/// From plain text to TLS and nothing else while clients write: first without, then with a certificate.
+/// From plain text to TLS and nothing else while clients write, first without, then with a certificate; and back again.
 pub async fn off_to_required(cluster: &Cluster) -> Result<String> {
     let (name, plain, by_tls) = ("opened", "writer-plain", "writer-tls");
     let mut wanted = beside(name, 3, json!({"size": "64Mi"}));
@@ -80,6 +80,13 @@ pub async fn off_to_required(cluster: &Cluster) -> Result<String> {
     ensure!(etcdctl("--endpoints=http://opened:2379").await.is_err(), "plain text is still answered");
     let second = cluster.stop_writer(by_tls).await?;
     let told = (first.check()?, second.check()?);
+    edit(cluster, name, planes("Preferred")).await?;
+    all_speak(cluster, name, 3, "Preferred/Preferred").await?;
+    edit(cluster, name, planes("Disabled")).await?;
+    all_speak(cluster, name, 3, "none").await?;
+    for endpoint in ["--endpoints=http://opened:2379", "--endpoints=http://opened-leader:2379"] {
+        cluster.exec(&["/etcdctl", endpoint, "--command-timeout=3s", "get", "x"]).await?;
+    }
     remove(cluster, name, &[plain, by_tls]).await?;
     Ok(format!("plain: {}; TLS: {}", told.0, told.1))
 }
