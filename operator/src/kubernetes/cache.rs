@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::FutureExt;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::{BoxStream, Stream, StreamExt};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -72,7 +73,8 @@ impl Backoff for Again {
 
 pub(super) fn watch(client: &Client, args: &RunArgs) -> (Cache, Watches) {
     let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
-    let (clusters, of_clusters) = reflected(scoped(client, args), watcher::Config::default(), |_| ());
+    let guarded = watched(scoped::<DeserializeGuard<ConsistentCluster>>(client, args), watcher::Config::default());
+    let (clusters, of_clusters) = kept(guarded.filter_map(readable), |_| ());
     let (sets, of_sets) = reflected(scoped(client, args), ours.clone(), slim_set);
     let (pods, of_pods) = reflected(scoped(client, args), ours.clone(), slim_pod);
     let (services, of_services) = reflected(scoped(client, args), ours.clone(), slim_service);
@@ -113,8 +115,43 @@ fn reflected<K>(api: Api<K>, config: watcher::Config, slim: fn(&mut K)) -> (Stor
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
+    kept(watched(api, config), slim)
+}
+
+fn watched<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    watcher(api, config.timeout(WATCH_SECONDS)).backoff(Again)
+}
+
+/// One that this program cannot read, such as one of a newer definition, is left alone and keeps nobody from the others.
+async fn readable(
+    event: watcher::Result<watcher::Event<DeserializeGuard<ConsistentCluster>>>,
+) -> Option<watcher::Result<watcher::Event<ConsistentCluster>>> {
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+    let read = |guard: DeserializeGuard<ConsistentCluster>| {
+        let of = (guard.namespace().unwrap_or_default(), guard.name_any());
+        guard.0.inspect_err(|error| tracing::warn!("ConsistentCluster {}/{} cannot be read: {error}", of.0, of.1)).ok()
+    };
+    Some(match event {
+        Ok(Init) => Ok(Init),
+        Ok(InitDone) => Ok(InitDone),
+        Ok(InitApply(guard)) => Ok(InitApply(read(guard)?)),
+        Ok(Apply(guard)) => Ok(Apply(read(guard)?)),
+        Ok(Delete(guard)) => Ok(Delete(read(guard)?)),
+        Err(error) => Err(error),
+    })
+}
+
+fn kept<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    slim: fn(&mut K),
+) -> (Store<K>, Touched<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
+{
     let (reader, writer) = reflector::store();
-    let events = watcher(api, config.timeout(WATCH_SECONDS)).backoff(Again);
     let events = events.modify(move |object: &mut K| {
         // Who wrote which field is half of many an object.
         object.meta_mut().managed_fields = None;
@@ -216,6 +253,24 @@ mod tests {
     use super::*;
 
     /// Whatever a reading asks for is still there afterwards.
+    #[tokio::test]
+    async fn one_that_cannot_be_read_keeps_nobody_from_the_others() {
+        let object = |name: &str, mode: &str| {
+            let object = serde_json::json!({
+                "apiVersion": "quorate.dev/v1alpha1", "kind": "ConsistentCluster", "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"tls": {"client": {"mode": mode}}},
+            });
+            serde_json::from_value::<DeserializeGuard<ConsistentCluster>>(object).expect("its name can be read")
+        };
+        let events = [watcher::Event::Init, watcher::Event::InitApply(object("odd", "OfTomorrow"))];
+        let later = [watcher::Event::InitApply(object("orders", "Required")), watcher::Event::InitDone];
+        let events = futures::stream::iter(events.into_iter().chain(later).map(Ok));
+        let (store, touched) = kept(events.filter_map(readable), |_| ());
+        let touched: Vec<_> = touched.map(|cluster| cluster.expect("a cluster").name_any()).collect().await;
+        assert_eq!(touched, ["orders"]);
+        assert_eq!(store.state().len(), 1);
+    }
+
     #[test]
     fn a_slim_object_says_what_the_whole_one_says() {
         let pod: Pod = serde_json::from_value(serde_json::json!({
