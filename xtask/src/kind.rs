@@ -205,12 +205,14 @@ impl Cluster {
             let apply =
                 self.kubectl("configuring CoreDNS").args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
             apply.input(rig_file("coredns.yaml")?).run()?;
+            self.keep_dns()?;
             // Removed rather than restarted one after the other: those that are there are about to end themselves.
             let remove = ["-n", "kube-system", "delete", "pods", "-l", "k8s-app=kube-dns", "--force"];
             self.kubectl("restarting CoreDNS").args(remove).run()?;
         } else {
             node_image::busybox(&self.engine)?;
             self.load_image(BUSYBOX)?;
+            self.keep_dns()?;
         }
         step("kind", "waiting for the nodes to be ready", || {
             wait_for("three ready nodes", READY_LIMIT, || self.nodes_ready())
@@ -241,6 +243,13 @@ impl Cluster {
 
     fn nodes_ready(&self) -> Result<()> {
         ready_nodes(&self.kubectl)
+    }
+
+    /// Names are answered on the node that is never drained or stopped: who loses a node in a test is to lose that alone.
+    fn keep_dns(&self) -> Result<()> {
+        let stay = r#"{"spec":{"template":{"spec":{"nodeSelector":{"node-role.kubernetes.io/control-plane":""}}}}}"#;
+        let patch = ["-n", "kube-system", "patch", "deployment", "coredns", "--type=merge", "-p", stay];
+        self.kubectl("keeping CoreDNS on the control plane").args(patch).run().map(drop)
     }
 
     /// Does once what tests will do all the time; see `e2e/rig/check.yaml`.

@@ -167,6 +167,7 @@ pub async fn zone_lost(cluster: &Cluster) -> Result<String> {
     let label = format!("quorate.dev/cluster={name}");
     let hosts = cluster.mine(&["get", "pods", "-l", &label, "-o", "jsonpath={.items[*].spec.nodeName}"]).await?;
     let node = hosts.split_whitespace().find(|host| *host != quiet).context("both of the pair are on one node")?;
+    operator_elsewhere(cluster, node).await?;
     cluster.node(&["pause", node]).await?;
     let outcome = async {
         poll::until("the pair to be unavailable", Duration::from_secs(20), POLL, async || {
@@ -191,6 +192,21 @@ pub async fn zone_lost(cluster: &Cluster) -> Result<String> {
     cluster.mine(&["delete", "cc", name, "--timeout=120s"]).await?;
     cluster.ready(3).await?;
     Ok(format!("three in {spread} zones: {three}, two in two: {two}"))
+}
+
+/// Who is to tell of a lost node may not be lost with it.
+async fn operator_elsewhere(cluster: &Cluster, node: &str) -> Result<()> {
+    let namespace = &cluster.args.operator_namespace;
+    cluster.kubectl(&["cordon", node], None).await?;
+    let there = format!("--field-selector=spec.nodeName={node}");
+    let moved = async {
+        cluster.kubectl(&["-n", namespace, "delete", "pods", "--all", &there, "--timeout=60s"], None).await?;
+        let wait = ["-n", namespace, "rollout", "status", "deployment/quorate-operator", "--timeout=120s"];
+        cluster.kubectl(&wait, None).await
+    };
+    let moved = moved.await;
+    cluster.kubectl(&["uncordon", node], None).await?;
+    moved.map(drop)
 }
 
 /// The kubelet is cut off and its member's pod is taken off the books while the process runs on: at no time do two processes
