@@ -40,7 +40,7 @@ fn take_note(leaders: &Leaders, cluster: String, member: &str, event: &Event, at
             let leading = Leading { term: *term, since: at, member: member.to_owned(), still_leads: true };
             leaders.insert(cluster, leading);
         }
-        Event::Retired | Event::Started { .. } | Event::Ended => {
+        Event::Retired | Event::Follows | Event::Started { .. } | Event::Ended => {
             newest.filter(|newest| newest.member == member).into_iter().for_each(|newest| newest.still_leads = false);
         }
         _ => {}

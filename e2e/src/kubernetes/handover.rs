@@ -99,7 +99,7 @@ impl<'a> History<'a> {
             Event::LeaderReady { term } => {
                 self.ready.insert(*term, (member, line.at));
             }
-            Event::Retired | Event::Started { .. } | Event::Ended => {
+            Event::Retired | Event::Follows | Event::Started { .. } | Event::Ended => {
                 self.ended.entry(member).or_insert(line.at);
             }
             Event::HandingOver { .. } => {

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::audit::Request;
-use super::story::{Asked, Disruption, Line, Names, What, Wishes, cluster_of, voters_at};
+use super::story::{Asked, Disruption, Event, Line, Names, What, Wishes, cluster_of, voters_at};
 
 /// Whether a pod is ready, as a kubelet, or for a lost node the controller of nodes, told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +52,18 @@ pub struct Verdict {
 /// Voters up to which nobody can go down without a pause in service: the edit itself asks for that pause.
 const SIZE_WITHOUT_MARGIN: usize = 2;
 
+/// A kubelet tells that a pod is not ready for as long as it has not asked again; so long a member's own word counts for more.
+const PROBED_WITHIN_MS: i128 = 5_000;
+
 /// What is known of a member's pod.
 #[derive(Debug, Default)]
 struct Pod<'a> {
     ready: Option<&'a str>,
     newest: Option<&'a str>,
+    /// Its process began, by its own log.
+    started: Option<Timestamp>,
+    /// That process hears a leader, or leads. A kubelet notices seconds later.
+    serves: Option<Timestamp>,
     down: Option<Down<'a>>,
 }
 
@@ -71,33 +78,80 @@ struct Down<'a> {
 }
 
 impl<'a> Pod<'a> {
+    fn is_up(&self) -> bool {
+        self.down.is_none() && (self.ready.is_some() || self.serves.is_some())
+    }
+
+    fn take_down(&mut self, disruption: &Disruption) {
+        let (since, was_up) = (disruption.at, self.is_up());
+        self.down = Some(Down { since, what: disruption.what, uid: self.newest, was_up });
+        (self.started, self.serves) = (None, None);
+    }
+
     /// Gives since when it had been taken down, if it is up again by this.
     fn hear(&mut self, heard: &'a Heard) -> Option<Timestamp> {
         self.newest = Some(&heard.uid);
         if !heard.is_ready {
             self.ready = self.ready.filter(|uid| *uid != heard.uid);
+            self.serves = self.serves.filter(|since| heard.at.duration_since(*since).as_millis() < PROBED_WITHIN_MS);
             return None;
         }
         self.ready = Some(&heard.uid);
         // A pod that ends may be told ready once more.
-        let down = self.down.take_if(|down| down.uid != Some(&heard.uid))?;
-        down.was_up.then_some(down.since)
+        self.down.take_if(|down| down.uid != Some(&heard.uid)).filter(|down| down.was_up).map(|down| down.since)
+    }
+
+    /// The same, by its own log.
+    fn read(&mut self, line: &Line) -> Option<Timestamp> {
+        match line.event {
+            Event::Started { .. } => (self.started, self.serves) = (Some(line.at), None),
+            Event::Ended => (self.started, self.serves) = (None, None),
+            Event::Follows | Event::LeaderReady { .. } if self.started.is_some() => {
+                self.serves = Some(line.at);
+                return self.down.take().filter(|down| down.was_up).map(|down| down.since);
+            }
+            _ => {}
+        }
+        None
     }
 }
 
-struct Kubelets<'a> {
-    told: std::iter::Peekable<std::slice::Iter<'a, Heard>>,
+enum Told<'a> {
+    Heard(&'a Heard),
+    Line(&'a Line),
+}
+
+impl Told<'_> {
+    fn at(&self) -> Timestamp {
+        match self {
+            Told::Heard(heard) => heard.at,
+            Told::Line(line) => line.at,
+        }
+    }
+}
+
+struct Pods<'a> {
+    told: std::iter::Peekable<std::vec::IntoIter<Told<'a>>>,
     pods: BTreeMap<&'a str, Pod<'a>>,
     longest_ms: i64,
 }
 
-impl Kubelets<'_> {
-    fn hear_until(&mut self, at: Timestamp) {
-        while let Some(heard) = self.told.next_if(|heard| heard.at <= at) {
-            if let Some(since) = self.pods.entry(&heard.member).or_default().hear(heard) {
-                let ms = i64::try_from(heard.at.duration_since(since).as_millis()).unwrap_or(i64::MAX);
-                self.longest_ms = self.longest_ms.max(ms);
-            }
+impl<'a> Pods<'a> {
+    fn new(heard: &'a [Heard], lines: &[&'a Line]) -> Pods<'a> {
+        let mut told: Vec<_> = heard.iter().map(Told::Heard).chain(lines.iter().map(|line| Told::Line(line))).collect();
+        told.sort_by_key(Told::at);
+        Pods { told: told.into_iter().peekable(), pods: BTreeMap::new(), longest_ms: 0 }
+    }
+
+    fn learn_until(&mut self, at: Timestamp) {
+        while let Some(told) = self.told.next_if(|told| told.at() <= at) {
+            let now = told.at();
+            let since = match told {
+                Told::Heard(heard) => self.pods.entry(&heard.member).or_default().hear(heard),
+                Told::Line(line) => self.pods.entry(&line.member).or_default().read(line),
+            };
+            let ms = since.map_or(0, |since| i64::try_from(now.duration_since(since).as_millis()).unwrap_or(i64::MAX));
+            self.longest_ms = self.longest_ms.max(ms);
         }
     }
 }
@@ -112,24 +166,24 @@ pub fn check(heard: &[Heard], lines: &[Line], disruptions: &[Disruption], asked:
     let mut disruptions: Vec<&Disruption> = disruptions.iter().collect();
     disruptions.sort_by_key(|disruption| disruption.at);
     let mut verdict = Verdict::default();
-    let mut kubelets = Kubelets { told: heard.iter().peekable(), pods: BTreeMap::new(), longest_ms: 0 };
+    let mut known = Pods::new(heard, &lines);
     for disruption in disruptions {
         let Disruption { at, member, what } = disruption;
-        kubelets.hear_until(*at);
+        known.learn_until(*at);
         let cluster = cluster_of(member);
         let wishes = Wishes::at(asked, cluster, *at);
         let voters = voters_at(&lines, cluster, wishes.since, *at).map(|(_, voters)| voters);
         let votes = |member: &str| voters.is_some_and(|all| names.ids(member).iter().any(|id| all.contains(*id)));
-        let pods = &mut kubelets.pods;
+        let pods = &mut known.pods;
         let pod = pods.entry(member).or_default();
-        // What is asked for twice ends once.
-        let (newest, is_up) = (pod.newest, pod.ready.is_some() && pod.down.is_none_or(|down| down.uid != pod.ready));
         if !votes(member) || wishes.all_stop {
             verdict.others += 1;
             continue;
         }
-        pod.down = Some(Down { since: *at, what: *what, uid: newest, was_up: is_up });
-        if !is_up || wishes.fences(member) {
+        let was_up = pod.is_up();
+        // What is asked for twice ends once.
+        pod.take_down(disruption);
+        if !was_up || wishes.fences(member) {
             verdict.others += 1;
             continue;
         }
@@ -145,13 +199,13 @@ pub fn check(heard: &[Heard], lines: &[Line], disruptions: &[Disruption], asked:
         if !down.is_empty() {
             verdict.violations.push(format!("{at}: {what:?} of {member}, while down by {}", down.join(", ")));
         }
-        let left = others().filter(|(_, pod)| pod.ready.is_some() && pod.down.is_none()).count();
+        let left = others().filter(|(_, pod)| pod.is_up()).count();
         if left <= size / 2 {
             verdict.violations.push(format!("{at}: {what:?} of {member}, which leaves {left} of {size} voters ready"));
         }
     }
-    kubelets.hear_until(Timestamp::MAX);
-    verdict.longest_ms = kubelets.longest_ms;
+    known.learn_until(Timestamp::MAX);
+    verdict.longest_ms = known.longest_ms;
     verdict
 }
 
@@ -204,6 +258,19 @@ mod tests {
         assert_eq!((faults(&verdict), verdict.longest_ms), ((0, 0), 9_000), "{verdict:?}");
         let late = [told("21", A, "a2", true)];
         assert_eq!(faults(&judge(&late, &two, &[])), (1, 1));
+        // A kubelet asks every few seconds; the member's own log knows before.
+        let by_log = |second: &str| {
+            let began = START.lines().next().expect("it starts").replace("07:00:00.000001", "07:00:12");
+            let heard = format!(
+                "2026-11-25T07:00:{second}Z  INFO quorate_node::driver: became follower term=2 leader=Some(2b)"
+            );
+            let lines = logs(&[(A, START), (B, SECOND), (C, THIRD), (A, &began), (A, &heard)]);
+            let told = [told("13", A, "a2", false), told("16", A, "a2", false)];
+            faults(&judge_by(&lines, &told, &two, &[]))
+        };
+        assert_eq!(by_log("15"), (0, 0));
+        assert_eq!(by_log("11.5"), (1, 1), "that was the process that ended");
+        assert_eq!(by_log("21"), (1, 1));
     }
 
     #[test]

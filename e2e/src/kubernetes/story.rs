@@ -28,7 +28,9 @@ pub enum Event {
     LeaderReady {
         term: u64,
     },
-    /// It follows, stepped down, was removed: whatever it was, it does not lead now.
+    /// It hears a leader.
+    Follows,
+    /// It stepped down, was removed, knows no leader: whatever it was, it does not lead now.
     Retired,
     HandingOver {
         to: String,
@@ -97,6 +99,8 @@ pub fn line(member: &str, text: &str) -> Option<Line> {
         Event::BecameLeader { term: term()? }
     } else if rest.contains(": leader ready") {
         Event::LeaderReady { term: term()? }
+    } else if rest.contains(": became follower ") && rest.contains("leader=Some(") {
+        Event::Follows
     } else if [": became follower ", ": stepped down ", ": this member was removed"].iter().any(|m| rest.contains(m)) {
         Event::Retired
     } else if rest.contains(": handing leadership over ") {
