@@ -200,7 +200,7 @@ async fn operator_elsewhere(cluster: &Cluster, node: &str) -> Result<()> {
     cluster.kubectl(&["cordon", node], None).await?;
     let there = format!("--field-selector=spec.nodeName={node}");
     let moved = async {
-        cluster.kubectl(&["-n", namespace, "delete", "pods", "--all", &there, "--timeout=60s"], None).await?;
+        cluster.kubectl(&["-n", namespace, "delete", "pods", &there, "--timeout=60s"], None).await?;
         let wait = ["-n", namespace, "rollout", "status", "deployment/quorate-operator", "--timeout=120s"];
         cluster.kubectl(&wait, None).await
     };
