@@ -110,10 +110,7 @@ impl Kubelet {
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NODE},
             "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": micro_now()},
         });
-        match self.api.post(LEASE, &lease).await {
-            Err(error) if !is_code(&error, 409) => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        unless(self.api.post(LEASE, &lease).await, &[409])
     }
 
     /// Runs until it is dropped or the host is gone.
@@ -198,10 +195,7 @@ impl Kubelet {
     async fn delete(&self, name: &str, id: &str) -> Result<()> {
         let now = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": id}});
         let deleted = self.api.delete(&format!("/api/v1/namespaces/{}/pods/{name}", self.namespace), &now).await;
-        match deleted {
-            Err(error) if !is_code(&error, 404) && !is_code(&error, 409) => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        unless(deleted, &[404, 409])
     }
 
     /// Every pod as it is and as it changes. Listing three hundred of them again and again would keep the API server busy.
@@ -314,10 +308,7 @@ impl Kubelet {
                 },
             },
         });
-        match self.api.post("/api/v1/persistentvolumes", &volume).await {
-            Err(error) if !is_code(&error, 409) => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        unless(self.api.post("/api/v1/persistentvolumes", &volume).await, &[409])
     }
 
     async fn launch(&mut self, id: &str) -> Result<()> {
@@ -366,13 +357,18 @@ impl Kubelet {
             }],
         }});
         let path = format!("/api/v1/namespaces/{}/pods/{}/status", self.namespace, pod.name);
-        match self.api.merge(&path, &status).await {
-            Err(error) if !is_code(&error, 404) => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        unless(self.api.merge(&path, &status).await, &[404])
     }
 }
 
 fn micro_now() -> String {
     format!("{:.6}", Timestamp::now())
+}
+
+/// An answer that says that all is as it is to be is no failure.
+fn unless(answer: Result<Value>, codes: &[u16]) -> Result<()> {
+    match answer {
+        Err(error) if !codes.iter().any(|code| is_code(&error, *code)) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }

@@ -1,5 +1,5 @@
 //! Were two voters of a cluster ever down at once by the operator's hand? Joined from the operator's requests and what kubelets
-//! told of pods (both from the audit log), and the configurations that the members committed. Pure.
+//! told of pods (both from the audit log), and what members' logs tell of their lives and of the configurations they committed. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,7 +61,7 @@ struct Pod<'a> {
     ready: Option<&'a str>,
     newest: Option<&'a str>,
     /// Its process began, by its own log.
-    started: Option<Timestamp>,
+    has_started: bool,
     /// That process hears a leader, or leads. A kubelet notices seconds later.
     serves: Option<Timestamp>,
     down: Option<Down<'a>>,
@@ -85,7 +85,7 @@ impl<'a> Pod<'a> {
     fn take_down(&mut self, disruption: &Disruption) {
         let (since, was_up) = (disruption.at, self.is_up());
         self.down = Some(Down { since, what: disruption.what, uid: self.newest, was_up });
-        (self.started, self.serves) = (None, None);
+        (self.has_started, self.serves) = (false, None);
     }
 
     /// Gives since when it had been taken down, if it is up again by this.
@@ -104,9 +104,9 @@ impl<'a> Pod<'a> {
     /// The same, by its own log.
     fn read(&mut self, line: &Line) -> Option<Timestamp> {
         match line.event {
-            Event::Started { .. } => (self.started, self.serves) = (Some(line.at), None),
-            Event::Ended => (self.started, self.serves) = (None, None),
-            Event::Follows | Event::LeaderReady { .. } if self.started.is_some() => {
+            Event::Started { .. } => (self.has_started, self.serves) = (true, None),
+            Event::Ended => (self.has_started, self.serves) = (false, None),
+            Event::Follows | Event::LeaderReady { .. } if self.has_started => {
                 self.serves = Some(line.at);
                 return self.down.take().filter(|down| down.was_up).map(|down| down.since);
             }

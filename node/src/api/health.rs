@@ -57,15 +57,18 @@ pub(crate) fn why_not_live(status: &NodeStatus, now_us: u64) -> Option<String> {
     (silent_us > DRIVER_SILENT_MAX_US).then(|| format!("the driver has been silent for {} ms", silent_us / 1_000))
 }
 
-/// Why this member has no part in serving, whoever leads; `None` when it has.
+/// What gives this member a part in serving, whoever leads, and why it has none.
+pub(super) fn voter_checks(status: &NodeStatus) -> [(&'static str, Option<&'static str>); 3] {
+    [
+        ("activated", (!status.is_activated).then_some("waits for the operator to activate it")),
+        ("not_removed", status.raft.is_removed.then_some("was removed from the cluster")),
+        ("non_learner", is_learner(status).then_some("is a learner")),
+    ]
+}
+
+/// Why this member has no part in serving; `None` when it has.
 pub(super) fn why_no_voter(status: &NodeStatus) -> Option<&'static str> {
-    if !status.is_activated {
-        return Some("waits for the operator to activate it");
-    }
-    if status.raft.is_removed {
-        return Some("was removed from the cluster");
-    }
-    is_learner(status).then_some("is a learner")
+    voter_checks(status).into_iter().find_map(|(_, reason)| reason)
 }
 
 /// Probes until the process ends.

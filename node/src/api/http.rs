@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use super::{Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, VERSION, health, is_learner, metrics};
+use super::{Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, VERSION, health, metrics};
 use crate::clock;
 
 type Parameters = Query<std::collections::BTreeMap<String, String>>;
@@ -60,13 +60,8 @@ async fn livez(State(api): State<Api>, parameters: Parameters) -> Response {
 async fn readyz(State(api): State<Api>, parameters: Parameters) -> Response {
     let status = api.handle().status();
     let reason = api.readiness().reason().map(|reason| reason.to_string());
-    let checks = [
-        ("driver", driver(&api)),
-        ("activated", (!status.is_activated).then(|| "waits for the operator to activate it".to_owned())),
-        ("not_removed", status.raft.is_removed.then(|| "was removed from the cluster".to_owned())),
-        ("non_learner", is_learner(&status).then(|| "is a learner".to_owned())),
-        ("linearizable_read", reason),
-    ];
+    let voter = health::voter_checks(&status).map(|(name, reason)| (name, reason.map(str::to_owned)));
+    let checks = [&[("driver", driver(&api))][..], &voter, &[("linearizable_read", reason)]].concat();
     answer("readyz", &parameters, &checks)
 }
 

@@ -189,16 +189,7 @@ fn refusal(error: &kube::Error, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn identity() -> Identity {
-        Identity {
-            name: "orders".to_owned(),
-            namespace: "shop".to_owned(),
-            uid: "2f1c".to_owned(),
-            generation: 1,
-            incarnation: 1,
-        }
-    }
+    use crate::kubernetes::testing::identity;
 
     fn issuer() -> IssuerRef {
         IssuerRef { name: "house".to_owned(), kind: "Issuer".to_owned(), group: "cert-manager.io".to_owned() }

@@ -100,9 +100,7 @@ impl Desk {
                 } else {
                     None
                 };
-                if access.as_ref().is_none_or(|known| known.sha256 != shown.sha256) {
-                    access = Some(Arc::new(shown));
-                }
+                access = Some(newest(access, shown));
             }
             Err(fault) => word.fault = Some(fault),
         }
@@ -115,18 +113,14 @@ impl Desk {
     /// Sees to it that the operator can show something to members that speak TLS, whatever keeps it from keeping certificates:
     /// without, it would take all of them for gone.
     pub async fn recall(&self, client: &Client, identity: &Identity, observed: &Observation) {
+        let recalled = || self.recalled.lock().expect("no panic happens while this is written");
         let has_access = self.kept(&identity.uid).is_some_and(|kept| kept.access.is_some());
-        let found = match !has_access && anybody_speaks(observed) {
-            true => admin_access(client, identity).await.ok(),
-            false => None,
-        };
-        let mut recalled = self.recalled.lock().expect("no panic happens while this is written");
-        match found {
-            Some(access) if recalled.get(&identity.uid).is_none_or(|known| known.sha256 != access.sha256) => {
-                drop(recalled.insert(identity.uid.clone(), Arc::new(access)));
-            }
-            None if has_access => drop(recalled.remove(&identity.uid)),
-            Some(_) | None => {}
+        if has_access || !anybody_speaks(observed) {
+            recalled().remove(&identity.uid);
+        } else if let Ok(access) = admin_access(client, identity).await {
+            let mut recalled = recalled();
+            let access = newest(recalled.remove(&identity.uid), access);
+            recalled.insert(identity.uid.clone(), access);
         }
     }
 
@@ -237,7 +231,7 @@ impl Desk {
                 return Ok(Done { wallet, access, fault: faults.into_values().next() });
             }
             for change in &changes {
-                match (secrets.carry_out(change, authority.clone()).await, change.holder()) {
+                match (secrets.carry_out(change, authority.as_ref()).await, change.holder()) {
                     (Ok(()), _) => rotated.extend(told(change, &wallet)),
                     (Err(fault), Some(holder)) => drop(faults.insert(holder.clone(), fault)),
                     (Err(fault), None) => return Err(fault),
@@ -265,6 +259,11 @@ impl Desk {
         let running = observed.records.iter().filter(|record| record.pod.as_ref().is_some_and(speaks));
         running.map(|record| (record.name.clone(), of(&record.name))).collect()
     }
+}
+
+/// The same while it is the same: connections that show it stay.
+fn newest(known: Option<Arc<Access>>, shown: Access) -> Arc<Access> {
+    known.filter(|known| known.sha256 == shown.sha256).unwrap_or_else(|| Arc::new(shown))
 }
 
 /// What became of a pass.
@@ -369,7 +368,7 @@ impl Secrets<'_> {
         &self,
         holder: Option<&Holder>,
         name: &str,
-        before: Option<Secret>,
+        before: Option<&Secret>,
         data: Data,
         issuer: Option<&str>,
     ) -> Result<(), Fault> {
@@ -386,7 +385,7 @@ impl Secrets<'_> {
             None => timed(self.api().create(&posted, &secret)).await,
             Some(old) => {
                 let mut secret = secret;
-                secret.metadata.resource_version = old.metadata.resource_version;
+                secret.metadata.resource_version = old.metadata.resource_version.clone();
                 timed(self.api().replace(name, &posted, &secret)).await
             }
         };
@@ -403,8 +402,9 @@ impl Secrets<'_> {
     ) -> Result<(Option<Secret>, Wallet), Fault> {
         let name = names::authority_secret(&self.cluster.identity.name);
         let secret = self.read(&name).await?;
-        let data = secret.as_ref().map(|secret| secret.data.clone().unwrap_or_default());
-        let authorities = match &data {
+        let none = Data::new();
+        let data = secret.as_ref().map(|secret| secret.data.as_ref().unwrap_or(&none));
+        let authorities = match data {
             None => None,
             Some(data) => Some(authorities(data).ok_or_else(|| {
                 format!(
@@ -413,18 +413,20 @@ impl Secrets<'_> {
             })?),
         };
         let mut held = BTreeMap::new();
-        for holder in holders.iter().filter(|holder| !faults.contains_key(holder)).cloned().collect::<Vec<_>>() {
-            let secret = match self.read(&self.name_of(&holder)).await {
+        for holder in holders {
+            if faults.contains_key(holder) {
+                continue;
+            }
+            let secret = match self.read(&self.name_of(holder)).await {
                 Ok(secret) => secret,
                 Err(fault) => {
-                    faults.insert(holder, fault);
+                    faults.insert(holder.clone(), fault);
                     continue;
                 }
             };
-            let owner = self.owner_of(&holder);
-            if let Some(what) = secret.filter(|s| goes_with(s, owner.as_ref())).and_then(|s| held_in(&s, data.as_ref()))
-            {
-                held.insert(holder, what);
+            let owner = self.owner_of(holder);
+            if let Some(what) = secret.filter(|s| goes_with(s, owner.as_ref())).and_then(|s| held_in(&s, data)) {
+                held.insert(holder.clone(), what);
             }
         }
         Ok((secret, Wallet { authorities, held, running }))
@@ -436,9 +438,9 @@ impl Secrets<'_> {
         access_in(&name, secret)
     }
 
-    async fn carry_out(&self, change: &Change, before: Option<Secret>) -> Result<(), Fault> {
+    async fn carry_out(&self, change: &Change, before: Option<&Secret>) -> Result<(), Fault> {
         let authority = names::authority_secret(&self.cluster.identity.name);
-        let mut data = before.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
+        let mut data = before.and_then(|secret| secret.data.clone()).unwrap_or_default();
         match change {
             Change::CreateAuthority => self.maker.put_authority(&mut data, ISSUER)?,
             Change::TrustNext => self.maker.put_authority(&mut data, NEXT)?,
@@ -458,7 +460,7 @@ impl Secrets<'_> {
                 let issuer = old.annotations().get(ANNOTATION_ISSUER).cloned();
                 let mut given = old.data.clone().unwrap_or_default();
                 given.insert(CA.to_owned(), ByteString(bundle(&data)));
-                return self.write(Some(holder), &name, Some(old), given, issuer.as_deref()).await;
+                return self.write(Some(holder), &name, Some(&old), given, issuer.as_deref()).await;
             }
         }
         self.write(None, &authority, before, data, None).await
@@ -468,7 +470,7 @@ impl Secrets<'_> {
         let (data, by) = self.maker.made(holder, authority)?;
         let name = self.name_of(holder);
         let before = self.read(&name).await?;
-        self.write(Some(holder), &name, before, data, Some(&by)).await
+        self.write(Some(holder), &name, before.as_ref(), data, Some(&by)).await
     }
 }
 

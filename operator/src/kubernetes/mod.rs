@@ -153,3 +153,19 @@ pub async fn run(args: RunArgs) -> Result<()> {
     lease.release().await;
     outcome
 }
+
+#[cfg(test)]
+mod testing {
+    use quorate_plan::Identity;
+
+    /// Of the cluster that tests are about.
+    pub fn identity() -> Identity {
+        Identity {
+            name: "orders".to_owned(),
+            namespace: "shop".to_owned(),
+            uid: "2f1c".to_owned(),
+            generation: 1,
+            incarnation: 1,
+        }
+    }
+}

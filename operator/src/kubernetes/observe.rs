@@ -63,13 +63,12 @@ pub struct Objects {
 /// A live reading. `home` is the namespace the operator runs in; who does not know it takes what the NetworkPolicy says.
 pub async fn observe(client: &Client, zones: &Zones, intent: &Intent, home: Option<&str>) -> Seen {
     let identity = intent.identity();
-    let mut unread = Vec::new();
-    let objects = live(client, identity, &mut unread).await;
-    if matches!(intent, Intent::Delete(_)) {
-        // What goes with the cluster anyhow keeps nobody from deleting it.
-        unread.retain(|unread| !unread.is_shared);
+    let (mut unread, mut unread_shared) = (Vec::new(), Vec::new());
+    let objects = live(client, identity, &mut unread, &mut unread_shared).await;
+    // What goes with the cluster anyhow keeps nobody from deleting it.
+    if !matches!(intent, Intent::Delete(_)) {
+        unread.append(&mut unread_shared);
     }
-    let unread = unread.into_iter().map(|unread| unread.what).collect();
     let zones = zones.of(client, &objects.pods).await;
     let mut seen = read(objects, &zones, identity, home);
     seen.observation.unread = unread;
@@ -90,7 +89,8 @@ pub(super) async fn glance(
     Some(read(objects, &zones, identity, home))
 }
 
-async fn live(client: &Client, identity: &Identity, unread: &mut Vec<Unread>) -> Objects {
+/// What could not be read is noted, apart where it is nothing of a member's.
+async fn live(client: &Client, identity: &Identity, unread: &mut Vec<String>, shared: &mut Vec<String>) -> Objects {
     let (budget_name, policy_name) = (names::budget(&identity.name), names::network_policy(&identity.name));
     let (cluster, services, budget, policy, sets, pods, claims) = tokio::join!(
         object::<ConsistentCluster>(client, identity, &identity.name),
@@ -106,9 +106,9 @@ async fn live(client: &Client, identity: &Identity, unread: &mut Vec<Unread>) ->
         sets: sets.unwrap_or_else(|e| unreadable(unread, "member records", &e)),
         pods: pods.unwrap_or_else(|e| unreadable(unread, "pods", &e)),
         claims: claims.unwrap_or_else(|e| unreadable(unread, "volumes", &e)),
-        services: services.unwrap_or_else(|e| unreadable_shared(unread, "Services", &e)),
-        budget: budget.unwrap_or_else(|e| unreadable_shared(unread, "the PodDisruptionBudget", &e)),
-        policy: policy.unwrap_or_else(|e| unreadable_shared(unread, "the NetworkPolicy", &e)),
+        services: services.unwrap_or_else(|e| unreadable(shared, "Services", &e)),
+        budget: budget.unwrap_or_else(|e| unreadable(shared, "the PodDisruptionBudget", &e)),
+        policy: policy.unwrap_or_else(|e| unreadable(shared, "the NetworkPolicy", &e)),
     }
 }
 
@@ -149,20 +149,8 @@ pub(super) fn read(
     seen
 }
 
-/// What could not be read.
-struct Unread {
-    what: String,
-    /// Nothing of a member's.
-    is_shared: bool,
-}
-
-fn unreadable_shared<T: Default>(unread: &mut Vec<Unread>, what: &str, error: &kube::Error) -> T {
-    unread.push(Unread { what: format!("{what}: {error}"), is_shared: true });
-    T::default()
-}
-
-fn unreadable<T: Default>(unread: &mut Vec<Unread>, what: &str, error: &kube::Error) -> T {
-    unread.push(Unread { what: format!("{what}: {error}"), is_shared: false });
+fn unreadable<T: Default>(unread: &mut Vec<String>, what: &str, error: &kube::Error) -> T {
+    unread.push(format!("{what}: {error}"));
     T::default()
 }
 
@@ -412,16 +400,11 @@ impl Zones {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubernetes::testing;
 
     /// What is read of the Services and the NetworkPolicy that were rendered under these defaults.
     fn read(services: Option<Defaults>, policy: Option<Defaults>) -> (Option<Defaults>, Option<String>) {
-        let identity = Identity {
-            name: "orders".to_owned(),
-            namespace: "shop".to_owned(),
-            uid: "2f1c".to_owned(),
-            generation: 1,
-            incarnation: 1,
-        };
+        let identity = testing::identity();
         let services =
             services.map(|of| objects::services(&identity, "h", of).map(Arc::new).to_vec()).unwrap_or_default();
         let policy = policy.map(|of| NetworkPolicy {

@@ -74,7 +74,7 @@ impl Teller {
         }
     }
 
-    /// The leader Service has an endpoint only while its leader serves.
+    /// The leader Service has an endpoint only while its leader serves, as far as anybody can be asked.
     async fn point_to_leader(&self, identity: &Identity, pass: &Pass) -> Result<(), kube::Error> {
         let objects = &pass.seen.observation.objects;
         if objects.applied_hash.is_none() || objects.finalizer == Presence::Absent {
@@ -88,8 +88,7 @@ impl Teller {
             Some(record) => self.endpoint(identity, &record).await?,
             None => None,
         };
-        let leader = leader.filter(|leader| may_lead(identity, &pass.status, leader, live.as_ref()));
-        let slice = objects::leader_slice(identity, leader.as_ref());
+        let slice = slice(identity, &pass.status, leader, live.as_ref());
         if live.is_some_and(|live| objects::points_alike(&live, &slice)) {
             return Ok(());
         }
@@ -177,15 +176,19 @@ fn leads_to(status: &ConsistentClusterStatus, now: Option<&EndpointSlice>) -> Op
     }
 }
 
-/// Without a word of a leader, only the very address that the Service led to.
-fn may_lead(
+/// What is to stand behind the leader Service, which stood at `now`. Without a word of a leader, only the very address that it led to.
+fn slice(
     identity: &Identity,
     status: &ConsistentClusterStatus,
-    leader: &LeaderEndpoint,
+    leader: Option<LeaderEndpoint>,
     now: Option<&EndpointSlice>,
-) -> bool {
-    let is_same = || now.is_some_and(|now| objects::points_alike(now, &objects::leader_slice(identity, Some(leader))));
-    leader_serves(status) != ConditionStatus::Unknown || is_same()
+) -> EndpointSlice {
+    let led = objects::leader_slice(identity, leader.as_ref());
+    let is_same = || now.is_some_and(|now| objects::points_alike(now, &led));
+    if leader_serves(status) != ConditionStatus::Unknown || is_same() {
+        return led;
+    }
+    objects::leader_slice(identity, None)
 }
 
 /// Whether all that a glance shows is told already: the status says it, the leader Service leads there, and no other to a pod that ends.
@@ -193,8 +196,7 @@ pub(super) fn is_told(cache: &Cache, cluster: &ConsistentCluster, intent: &Inten
     let identity = intent.identity();
     let now = cache.leader_slice(identity);
     let leader = leads_to(&pass.status, now.as_deref()).and_then(|record| cache.endpoint(identity, &record));
-    let leader = leader.filter(|leader| may_lead(identity, &pass.status, leader, now.as_deref()));
-    let slice = objects::leader_slice(identity, leader.as_ref());
+    let slice = slice(identity, &pass.status, leader, now.as_deref());
     let leads_there = now.is_some_and(|there| objects::points_alike(&there, &slice));
     let is_hidden = pass.seen.ending.is_empty() || is_left_alone(cluster, intent);
     leads_there && is_hidden && cluster.status.as_ref().is_some_and(|told| !status_differs(told, &pass.status))
@@ -205,16 +207,11 @@ mod tests {
     use quorate_api::{Condition, LeaderStatus};
 
     use super::*;
+    use crate::kubernetes::testing;
 
     #[test]
     fn the_leader_service_stays_where_it_was_while_nobody_can_be_asked() {
-        let identity = Identity {
-            name: "orders".to_owned(),
-            namespace: "shop".to_owned(),
-            uid: "2f1c".to_owned(),
-            generation: 1,
-            incarnation: 1,
-        };
+        let identity = testing::identity();
         let status = |serving: ConditionStatus| {
             let condition = Condition {
                 kind: "LeaderServing".to_owned(),
@@ -238,9 +235,9 @@ mod tests {
         assert_eq!(leads_to(&status(no), Some(&now)), None);
         assert_eq!(leads_to(&status(unknown), Some(&now)).as_deref(), Some("orders-a"));
         assert_eq!(leads_to(&status(unknown), None), None);
-        let may = |serving, leader: &LeaderEndpoint| may_lead(&identity, &status(serving), leader, Some(&now));
-        assert!(may(yes, &at("orders-b", "10.0.0.2")));
-        assert!(may(unknown, &at("orders-a", "10.0.0.1")));
-        assert!(!may(unknown, &at("orders-a", "10.0.0.9")), "a pod that was made anew does not lead for its name");
+        let may = |serving, leader| !slice(&identity, &status(serving), Some(leader), Some(&now)).endpoints.is_empty();
+        assert!(may(yes, at("orders-b", "10.0.0.2")));
+        assert!(may(unknown, at("orders-a", "10.0.0.1")));
+        assert!(!may(unknown, at("orders-a", "10.0.0.9")), "a pod that was made anew does not lead for its name");
     }
 }
