@@ -1,10 +1,13 @@
 //! A real member, asked over its real sockets by the generated clients.
 
+#[allow(dead_code, reason = "each file of tests uses some of what they share")]
+mod common;
+
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use common::Cluster;
 use quorate_proto::admin::v1 as admin;
 use quorate_proto::admin::v1::admin_client::AdminClient;
 use quorate_proto::etcdserverpb as pb;
@@ -28,56 +31,37 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Nothing more comes when this long nothing has come.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// One member in a directory of its own, killed at the end.
+/// A cluster of one, killed at the end.
 struct Member {
-    process: Child,
+    cluster: Cluster,
     client: SocketAddr,
     admin: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
 }
 
 impl Member {
     fn start(flags: &[&str]) -> Member {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (client, peer, admin) = (free_address(), free_address(), free_address());
-        let (peer, client_url) = (format!("http://{peer}"), format!("http://{client}"));
-        let process = Command::new(env!("CARGO_BIN_EXE_quorate-node"))
-            .args(["--name", "m1", "--initial-cluster", &format!("m1={peer}")])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-admin-urls", &format!("http://{admin}"), "--log-level", "warn"])
-            .arg("--data-dir")
-            .arg(dir.path().join("data"))
-            .args(flags)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the member starts");
-        let member = Member { process, client, admin, _dir: dir };
+        let cluster = Cluster::start(1, flags);
+        let (client, admin) = (cluster.members[0].client_address(), cluster.members[0].admin_address());
+        let mut member = Member { cluster, client, admin };
         member.until("it lives", || http(client, "/livez").is_some_and(|(code, _)| code == 200));
         member
     }
 
     fn ready() -> Member {
-        let member = Member::start(&[]);
-        member.until("it is ready", || http(member.client, "/readyz").is_some_and(|(code, _)| code == 200));
+        Member::ready_with(&[])
+    }
+
+    fn ready_with(flags: &[&str]) -> Member {
+        let mut member = Member::start(flags);
+        let client = member.client;
+        member.until("it is ready", || http(client, "/readyz").is_some_and(|(code, _)| code == 200));
         member
     }
 
-    fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+    fn until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
         let start = Instant::now();
         while !holds() {
+            assert!(self.cluster.members[0].is_running(), "it ended instead of: {what}");
             assert!(start.elapsed() < START_LIMIT, "waited for: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -550,8 +534,7 @@ async fn a_client_that_asks_for_a_leader_is_served_while_there_is_one() {
 
 #[tokio::test]
 async fn a_full_store_takes_no_more_but_lets_itself_be_emptied() {
-    let member = Member::start(&["--quota-backend-bytes", "50000"]);
-    member.until("it is ready", || http(member.client, "/readyz").is_some_and(|(code, _)| code == 200));
+    let member = Member::ready_with(&["--quota-backend-bytes", "50000"]);
     let channel = member.channel().await;
     let mut kv = KvClient::new(channel.clone());
     let value = "x".repeat(10_000);

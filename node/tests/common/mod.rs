@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -65,6 +65,19 @@ pub struct Member {
 impl Member {
     pub fn peer_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.peer)
+    }
+
+    pub fn client_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.client).into()
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.admin).into()
+    }
+
+    /// It was started and has not ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     fn channel(port: u16) -> Channel {
