@@ -130,8 +130,8 @@ async fn watch(local: &Local, endpoint: &str, key: &str) -> Result<String> {
 }
 
 async fn leader_killed(local: &Local, writer: &Writer) -> Result<String> {
-    let leader = local.leader()?;
-    let term = local.term()?;
+    let (leader, term) =
+        poll::until("a leader", READY_LIMIT, POLL, async || Ok((local.leader()?, local.term()?))).await?;
     let pid = local.member_pid(&leader)?;
     writer.take_gap_ms();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
@@ -145,7 +145,7 @@ async fn leader_killed(local: &Local, writer: &Writer) -> Result<String> {
     })
     .await?;
     local.ready(3).await?;
-    let now = local.leader()?;
+    let now = poll::until("a leader", READY_LIMIT, POLL, async || local.leader()).await?;
     ensure!(now != leader || local.member_pid(&now)? != pid, "{leader} leads as the very process that was killed");
     Ok(format!("{leader} killed, {now} leads, write gap {gap} ms"))
 }
@@ -257,10 +257,11 @@ impl Local {
                 ready && counts == (Some(replicas), Some(replicas)),
                 "Ready={ready}, voters and ready members: {counts:?}"
             );
-            Ok(())
+            // Of the same reading: the next one may know of no leader.
+            let leader = status["leader"]["name"].as_str().context("the status names no leader")?;
+            Ok(format!("leader {leader}"))
         })
-        .await?;
-        Ok(format!("leader {}", self.leader()?))
+        .await
     }
 
     pub(crate) fn endpoints(&self) -> Result<Vec<String>> {

@@ -29,7 +29,8 @@ pub enum ClusterState {
         --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \\\n    \
         --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 --listen-admin-urls http://127.0.0.1:2381\n\n\
         A member that was added to a running cluster: the same with --initial-cluster-state existing.\n\
-        With data in --data-dir the --initial-* flags have no effect. Every flag can be given as QUORATE_NAME_OF_FLAG."
+        With data in --data-dir nothing is founded or joined again. Keep the --initial-* flags all the same: who joins is compared by\n\
+        token, and a damaged log is mended from the members they name. Every flag can be given as QUORATE_NAME_OF_FLAG."
 )]
 pub struct Args {
     /// Name of this member, as in --initial-cluster
@@ -157,12 +158,15 @@ impl Args {
         }
         if !(LOG_SEGMENT_BYTES_MIN..=LOG_SEGMENT_BYTES_MAX).contains(&self.log_segment_bytes) {
             bail!(
-                "--log-segment-bytes of {} is not between {LOG_SEGMENT_BYTES_MIN} and {LOG_SEGMENT_BYTES_MAX}",
+                "--log-segment-bytes of {} is not between {LOG_SEGMENT_BYTES_MIN} and {LOG_SEGMENT_BYTES_MAX}: choose a size within",
                 self.log_segment_bytes
             );
         }
-        if self.snapshot_count == 0 || self.max_txn_ops == 0 {
-            bail!("--snapshot-count and --max-txn-ops must be at least 1");
+        if self.snapshot_count == 0 {
+            bail!("--snapshot-count is 0: give at least 1");
+        }
+        if self.max_txn_ops == 0 {
+            bail!("--max-txn-ops is 0: give at least 1");
         }
         let flags = [
             ("--listen-peer-urls", &self.listen_peer_urls),

@@ -100,12 +100,15 @@ async fn status(port: u16, ca: Option<&str>, pair: Option<&Pair>) -> Result<Stat
 }
 
 /// The real client, where the tools of the tests are there.
-fn etcdctl(port: u16, scheme: &str, files: &[(&str, &PathBuf)]) -> Option<bool> {
+fn etcdctl(port: u16, scheme: &str, files: &[(&str, &PathBuf)], limit: &str) -> Option<bool> {
     let home = std::env::var_os("QUORATE_CACHE")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/quorate")))?;
     let mut command = Command::new(home.join("bin/etcdctl"));
-    command.arg(format!("--endpoints={scheme}://127.0.0.1:{port}")).args(["--dial-timeout=2s", "--command-timeout=3s"]);
+    command
+        .arg(format!("--endpoints={scheme}://127.0.0.1:{port}"))
+        .arg(format!("--dial-timeout={limit}"))
+        .arg(format!("--command-timeout={limit}"));
     command.args(files.iter().map(|(flag, file)| format!("--{flag}={}", file.display())));
     let done = command.args(["put", "k", "v"]).stdin(Stdio::null()).output().ok()?;
     Some(done.status.success())
@@ -379,11 +382,11 @@ async fn each_port_takes_its_own_role_and_nobody_else() {
     let (cert, key) = (file("c.crt", &client.cert), file("c.key", &client.key));
     let (ca_file, wrong) = (file("ca", &authority.pem()), file("wrong", &other.pem()));
     let mutual = [("cacert", &ca_file), ("cert", &cert), ("key", &key)];
-    if let Some(is_served) = etcdctl(client_port, "https", &mutual) {
+    if let Some(is_served) = etcdctl(client_port, "https", &mutual, "30s") {
         assert!(is_served, "the real client is served");
-        assert_eq!(etcdctl(client_port, "https", &mutual[..1]), Some(false), "no certificate");
-        assert_eq!(etcdctl(client_port, "https", &[("cacert", &wrong), mutual[1], mutual[2]]), Some(false));
-        assert_eq!(etcdctl(client_port, "http", &[]), Some(false), "plain text");
+        assert_eq!(etcdctl(client_port, "https", &mutual[..1], "3s"), Some(false), "no certificate");
+        assert_eq!(etcdctl(client_port, "https", &[("cacert", &wrong), mutual[1], mutual[2]], "3s"), Some(false));
+        assert_eq!(etcdctl(client_port, "http", &[], "3s"), Some(false), "plain text");
     }
     put(client_port, ca, Some(&client)).await.expect("still served");
     cluster.assert_no_key_was_told();

@@ -1,5 +1,6 @@
 //! The command line.
 
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -65,10 +66,47 @@ pub struct RunArgs {
     /// Seconds a certificate that the operator issues is valid; it is renewed after two thirds
     #[arg(long, env = "QUORATE_CERTIFICATE_LIFETIME", default_value_t = 90 * 86_400, value_parser = clap::value_parser!(u32).range(60..))]
     pub certificate_lifetime: u32,
-    /// Seconds an authority of a cluster is valid; another takes over after two thirds
+    /// Seconds an authority of a cluster is valid, at least as long as a certificate; another takes over after two thirds
     #[arg(long, env = "QUORATE_AUTHORITY_LIFETIME", default_value_t = 5 * 365 * 86_400, value_parser = clap::value_parser!(u32).range(180..))]
     pub authority_lifetime: u32,
     /// Log lines as JSON
     #[arg(long, env = "QUORATE_LOG_JSON")]
     pub log_json: bool,
+}
+
+impl RunArgs {
+    /// What no flag can tell by itself.
+    ///
+    /// # Errors
+    /// Two flags contradict each other.
+    pub fn check(&self) -> Result<()> {
+        // The last third of its life is the time in which everybody comes to trust the next one, which takes a fifth of a leaf's at most.
+        ensure!(
+            self.authority_lifetime >= self.certificate_lifetime,
+            "--authority-lifetime is {} s, shorter than the {} s of --certificate-lifetime: an authority must last at least as long as \
+             what it signs",
+            self.authority_lifetime,
+            self.certificate_lifetime,
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(flags: &[&str]) -> Result<()> {
+        let command = ["quorate-operator", "run"].iter().chain(flags);
+        let Command::Run(args) = Cli::try_parse_from(command)?.command else { unreachable!("the command is run") };
+        args.check()
+    }
+
+    #[test]
+    fn an_authority_lasts_as_long_as_what_it_signs() {
+        checked(&[]).expect("the defaults");
+        checked(&["--certificate-lifetime", "600", "--authority-lifetime", "600"]).expect("as long");
+        let error = checked(&["--authority-lifetime", "3600"]).expect_err("shorter").to_string();
+        assert!(error.contains("--authority-lifetime is 3600 s"), "{error}");
+    }
 }

@@ -96,6 +96,23 @@ pub fn down() -> Result<()> {
     Ok(())
 }
 
+/// Removes the cluster if a suite that was cut off left this namespace in it: nobody knows what else it left.
+pub fn down_if_left(namespace: &str) -> Result<()> {
+    if !is_up() {
+        return Ok(());
+    }
+    let found = Run::new(cache_dir().join("bin/kubectl"), "looking for what a run left")
+        .env("KUBECONFIG", kubeconfig())
+        .args(["get", "namespace", namespace, "--ignore-not-found", "-o=name", "--request-timeout=10s"])
+        .limit(ANSWER_LIMIT_SECONDS)
+        .output()?;
+    if found.trim().is_empty() {
+        return Ok(());
+    }
+    eprintln!("[kind] a run that was cut off left the namespace {namespace}: starting over");
+    down()
+}
+
 /// The cluster if it is up and its nodes are ready; starts and builds nothing.
 pub fn is_up() -> bool {
     kubeconfig().exists() && Engine::answering().is_some() && ready_nodes(&cache_dir().join("bin/kubectl")).is_ok()

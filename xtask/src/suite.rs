@@ -18,6 +18,8 @@ const PREVIOUS_IMAGE: &str = "quorate:previous";
 const DRIVER_IMAGE: &str = "quorate-e2e:dev";
 /// Where the chart is installed.
 const NAMESPACE: &str = "quorate-system";
+/// Where the end-to-end suite works; it makes and removes it.
+const TEST_NAMESPACE: &str = "quorate-e2e";
 /// Seeds of the simulation that a change must pass.
 const SEEDS_PER_CHANGE: u32 = 1_000;
 const SEEDS_FAST: u32 = 100;
@@ -202,6 +204,9 @@ fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
     if args.all {
         tools.push(tools::etcd_benchmark()?);
     }
+    if !args.current_context {
+        kind::down_if_left(TEST_NAMESPACE)?;
+    }
     let previous = if args.needs_previous() { Some(cmd::build_previous_node(&PROGRAMS)?) } else { None };
     let target = Target::bring_up(programs, &tools, args.current_context)?;
     if let (Some(node), Some(cluster)) = (previous, &target.kind) {
@@ -213,10 +218,18 @@ fn kubernetes_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
     let install = || target.install_chart(&["certManager=true"]);
     let installed = install().and_then(|()| install());
     let result = installed.and_then(|()| target.run_suite(programs, args, audit_from));
-    if !args.keep && !args.current_context {
-        kind::down()?;
-    }
+    take_down(args);
     result
+}
+
+/// What was found counts, whether or not the engine is quick to tidy up.
+fn take_down(args: &E2eArgs) {
+    if args.keep || args.current_context {
+        return;
+    }
+    if let Err(error) = kind::down() {
+        eprintln!("[kind] not taken down (`cargo xtask down` tries again): {error:#}");
+    }
 }
 
 fn hosted_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
@@ -228,9 +241,7 @@ fn hosted_suite(programs: &Programs, args: &E2eArgs) -> Result<()> {
         command.env("DOCKER_HOST", host);
     }
     let result = target.install_chart(&[]).and_then(|()| cmd::run(&mut command));
-    if !args.keep && !args.current_context {
-        kind::down()?;
-    }
+    take_down(args);
     result
 }
 
@@ -298,7 +309,7 @@ impl Target {
     fn run_suite(&self, programs: &Programs, args: &E2eArgs, audit_from: u64) -> Result<()> {
         let mut command = Command::new(programs.e2e());
         command.current_dir(cmd::root()).arg("kubernetes").env("KUBECONFIG", &self.kubeconfig);
-        command.arg("--kubectl").arg(&self.kubectl).args(["--image", DRIVER_IMAGE]);
+        command.arg("--kubectl").arg(&self.kubectl).args(["--image", DRIVER_IMAGE, "--namespace", TEST_NAMESPACE]);
         command.args(["--manifest", "examples/orders.yaml", "--operator-namespace", NAMESPACE]);
         command.arg("--logs").arg(cmd::cache_dir().join("e2e-logs"));
         if let Some(cluster) = &self.kind {

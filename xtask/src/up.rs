@@ -54,9 +54,10 @@ fn kubernetes(args: &UpArgs) -> Result<()> {
     }
     let target = suite::Target::bring_up(&programs, &[tools::etcdctl()?], args.current_context)?;
     target.install_chart(&[])?;
-    target.kubectl(&["apply", "-f", &cmd::root().join(&args.file).display().to_string()])?;
+    let file = cmd::root().join(&args.file).display().to_string();
+    target.kubectl(&["apply", "-f", &file])?;
     eprintln!("[up] waiting for the cluster to be Ready …");
-    target.kubectl(&["wait", "--for=condition=Ready", "cc/orders", "--timeout=300s"])?;
+    target.kubectl(&["wait", "--for=condition=Ready", "-f", &file, "--timeout=300s"])?;
     target.kubectl(&["get", "cc,pods,svc", "-o", "wide"])?;
     println!("\nKUBECONFIG={}", target.kubeconfig.display());
     println!("kubectl is at {}", target.kubectl.display());

@@ -1,6 +1,6 @@
 //! Plain requests to the API server for what is asked often: starting kubectl costs more than the answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::AsyncBufRead;
@@ -9,6 +9,9 @@ use serde_json::Value;
 
 /// A healthy API server answers well within this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// A busy API server may answer nothing for a moment. One that is away for this long is away.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
 /// An eviction is tried again by the API server itself while its budget changes.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -27,7 +30,18 @@ impl Api {
         Ok(Api { client })
     }
 
+    /// Asks again while there is no answer, or none that says anything about the object.
     pub async fn get(&self, path: &str) -> Result<Value> {
+        let started = Instant::now();
+        loop {
+            match self.get_once(path).await {
+                Err(error) if is_unanswered(&error) && started.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    pub async fn get_once(&self, path: &str) -> Result<Value> {
         let request = self.client.request::<Value>(request(path)?);
         let answer = tokio::time::timeout(ANSWER_LIMIT, request).await;
         answer.with_context(|| format!("no answer to GET {path}"))?.with_context(|| format!("GET {path}"))
@@ -89,6 +103,15 @@ impl Api {
 
 fn request(path: &str) -> Result<http::Request<Vec<u8>>> {
     http::Request::get(path).body(Vec::new()).with_context(|| format!("no path: {path:?}"))
+}
+
+/// No answer came, or one that the server is busy or broken.
+fn is_unanswered(error: &anyhow::Error) -> bool {
+    let answered = error.chain().find_map(|cause| match cause.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    });
+    answered.is_none_or(|code| code == 429 || code >= 500)
 }
 
 /// Says whether the API server answered with this code.

@@ -138,9 +138,12 @@ impl Cluster {
 
     /// The leader's record and term, as the status tells.
     pub async fn leader(&self) -> Result<(String, u64)> {
-        let status = self.status().await?;
-        let name = status["leader"]["name"].as_str().context("the status names no leader")?;
-        Ok((name.to_owned(), status["leader"]["term"].as_u64().unwrap_or_default()))
+        poll::until("a leader", LIMIT, POLL, async || {
+            let status = self.status().await?;
+            let name = status["leader"]["name"].as_str().context("the status names no leader")?;
+            Ok((name.to_owned(), status["leader"]["term"].as_u64().unwrap_or_default()))
+        })
+        .await
     }
 
     /// Waits until a member leads in a later term.

@@ -92,8 +92,11 @@ impl<'a> Pod<'a> {
     fn hear(&mut self, heard: &'a Heard) -> Option<Timestamp> {
         self.newest = Some(&heard.uid);
         if !heard.is_ready {
+            let was_ready = self.ready == Some(&heard.uid);
             self.ready = self.ready.filter(|uid| *uid != heard.uid);
-            self.serves = self.serves.filter(|since| heard.at.duration_since(*since).as_millis() < PROBED_WITHIN_MS);
+            // Nor is it news that a pod is not ready yet, which kubelets tell as often as they like.
+            let is_recent = |since: Timestamp| heard.at.duration_since(since).as_millis() < PROBED_WITHIN_MS;
+            self.serves = self.serves.filter(|since| !was_ready || is_recent(*since));
             return None;
         }
         self.ready = Some(&heard.uid);
@@ -269,6 +272,12 @@ mod tests {
             faults(&judge_by(&lines, &told, &two, &[]))
         };
         assert_eq!(by_log("15"), (0, 0));
+        // It was never told ready, so that it is not ready yet is no news, however late.
+        let began = START.lines().next().expect("it starts").replace("07:00:00.000001", "07:00:12");
+        let heard = "2026-11-25T07:00:13Z  INFO quorate_node::driver: became follower term=2 leader=Some(2b)";
+        let lines = logs(&[(A, START), (B, SECOND), (C, THIRD), (A, &began), (A, heard)]);
+        let slow = [told("12", A, "a2", false), told("19.5", A, "a2", false), told("21", A, "a2", true)];
+        assert_eq!(faults(&judge_by(&lines, &slow, &two, &[])), (0, 0));
         assert_eq!(by_log("11.5"), (1, 1), "that was the process that ended");
         assert_eq!(by_log("21"), (1, 1));
     }

@@ -64,9 +64,14 @@ async fn watch(api: Api, namespace: String, leaders: Leaders, delays: Arc<Mutex<
     let pods = format!("/api/v1/namespaces/{namespace}/pods?labelSelector=quorate.dev/cluster={NAME}");
     // Since when the status says something else than this, by what it is about.
     let mut untrue: BTreeMap<(&'static str, String), Instant> = BTreeMap::new();
+    let mut seen = Instant::now();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let (Ok(found), Ok(pods)) = tokio::join!(api.get(&resource), api.items(&pods)) else { continue };
+        // While the API server gives nobody an answer, nobody is told late.
+        let unanswered = seen.elapsed().saturating_sub(2 * LOOK_EVERY);
+        seen = Instant::now();
+        untrue.values_mut().for_each(|since| *since += unanswered);
         let mut now = generation(&found);
         now.extend(down(&found["status"], &pods));
         now.extend(leader(&found["status"], &leaders, &format!("{namespace}/{NAME}")));

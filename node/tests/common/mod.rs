@@ -215,6 +215,14 @@ impl Cluster {
         std::fs::read_to_string(self.dir.path().join(format!("{}.log", self.members[at].name))).expect("a log")
     }
 
+    /// Of all members there ever were.
+    pub fn logs(&self) -> String {
+        let files =
+            std::fs::read_dir(self.dir.path()).expect("a directory").map(|entry| entry.expect("an entry").path());
+        let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| std::fs::read_to_string(path).expect("a log")).collect()
+    }
+
     pub fn run(&mut self, at: usize, state: &str) {
         let all: Vec<String> = self.members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
         let member = &self.members[at];

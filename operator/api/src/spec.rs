@@ -59,7 +59,7 @@ pub struct ConsistentClusterSpec {
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 9))]
     pub replicas: i32,
-    /// Image of the members. A change is rolled out member by member, leader last.
+    /// Image of the members. A change is rolled out member by member, leader last. The default is there only where `cargo xtask` put it.
     #[serde(default = "default_image")]
     #[schemars(length(min = 1, max = 255))]
     pub image: String,
@@ -67,6 +67,7 @@ pub struct ConsistentClusterSpec {
     #[serde(default)]
     pub paused: bool,
     /// Which steps wait for a person, who allows them with the annotation quorate.dev/approve=<status.planHash>.
+    /// Disruptive: what stops a voter that is well, or takes it out; repairs go on. Manual: whatever begins something.
     #[serde(default)]
     pub approval: Approval,
     /// How long one step may take before the condition Stalled calls for a person, such as 10m.
@@ -157,7 +158,7 @@ pub struct Topology {
     #[serde(default = "FailureDomainKey::all")]
     #[schemars(length(max = 2), extend("x-kubernetes-list-type" = "set"))]
     pub failure_domain_keys: Vec<FailureDomainKey>,
-    /// Whether two members may share a node. Zones are spread over as evenly as there is room.
+    /// Whether two members may share a node: Preferred, where there is no room; Required, never. Zones are spread over as evenly as there is room.
     #[serde(default)]
     pub pod_anti_affinity: PodAntiAffinity,
 }
@@ -236,10 +237,11 @@ pub struct Storage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// What may be done to reach another size or class. Growing is always done in place.
+    /// What may be done to reach another size or class. Growing is always done in place. Replace: a
+    /// smaller size or another class is reached by new members, one after the other.
     #[serde(default)]
     pub change_policy: ChangePolicy,
-    /// What happens to the volumes when the ConsistentCluster is deleted.
+    /// What happens to the volumes when the ConsistentCluster is deleted. Retain keeps them for a person: no later cluster uses them.
     #[serde(default = "Keep::retain")]
     pub on_cluster_delete: Keep,
     /// What happens to the volume of a member that was removed.
@@ -297,11 +299,11 @@ pub struct Timing {
     /// LAN: heartbeats every 50 ms, elections after 150 to 300 ms. WAN: 100 ms, 1 to 2 s. Custom: as given below.
     #[serde(default)]
     pub profile: TimingProfile,
-    /// Time between heartbeats, such as 50ms.
+    /// Time between heartbeats, such as 50ms; at least 5ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]{0,5}(ms|s)$"))]
     pub heartbeat: Option<String>,
-    /// Shortest silence after which a follower stands for election, such as 150ms; the longest is twice that.
+    /// Shortest silence after which a follower stands for election, such as 150ms; the longest is twice that. At most 50s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]{0,5}(ms|s)$"))]
     pub election: Option<String>,
@@ -431,13 +433,13 @@ impl TaintEffect {
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Disruption {
+    /// Enabled: a drain takes at most one voter, and none that the quorum needs.
     #[serde(default)]
     pub pod_disruption_budget: PodDisruptionBudget,
 }
 
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PodDisruptionBudget {
-    /// A drain takes at most one voter, and never one that the quorum needs.
     #[default]
     Enabled,
     Disabled,
@@ -480,7 +482,8 @@ pub struct TlsPlane {
     pub secret_ref: Option<SecretRef>,
 }
 
-/// What is spoken on a port.
+/// What is spoken on a port: Disabled is plain text, Preferred both, as a step on the way, Required only TLS 1.3 with certificates on both
+/// sides. Absent, it is Required; Disabled for a cluster that was founded by an operator whose default that was.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum TlsMode {
     /// Plain text only.

@@ -117,8 +117,8 @@ pub struct TimingIntent {
 
 const LAN: TimingIntent = TimingIntent { heartbeat_ms: 50, election_ms: 150 };
 const WAN: TimingIntent = TimingIntent { heartbeat_ms: 100, election_ms: 1_000 };
-/// Slower than this is a mistake in the unit.
-const ELECTION_MS_MAX: u64 = 60_000;
+/// Members take no more; slower is a mistake in the unit.
+const ELECTION_MS_MAX: u64 = 50_000;
 /// Less holds no more than a few requests of the largest size.
 const QUOTA_BYTES_MIN: u64 = 16 << 20;
 /// Entries of each list about where pods may be placed.
@@ -376,7 +376,9 @@ fn check_pods(pods: &PodTemplate, problems: &mut Vec<String>) {
     let plain = |text: &str| text.len() <= 316 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
     if node_selector.len() > PLACEMENTS_MAX || tolerations.len() > PLACEMENTS_MAX {
         problems.push(format!(
-            "spec.podTemplate has more than {PLACEMENTS_MAX} entries in nodeSelector or tolerations; use fewer"
+            "spec.podTemplate has {} entries in nodeSelector and {} in tolerations; use at most {PLACEMENTS_MAX} of each",
+            node_selector.len(),
+            tolerations.len()
         ));
     }
     for (key, value) in node_selector {
@@ -435,10 +437,12 @@ fn check_timing(timing: &quorate_api::Timing, problems: &mut Vec<String>) -> Tim
         (TimingProfile::Lan, (None, None)) => LAN,
         (TimingProfile::Wan, (None, None)) => WAN,
         (TimingProfile::Lan | TimingProfile::Wan, _) => {
-            problems.push(
-                "spec.timing has heartbeat or election beside a named profile; set profile to Custom or drop them"
-                    .into(),
-            );
+            let both = [("heartbeat", given.0), ("election", given.1)];
+            let set: Vec<_> = both.iter().filter_map(|(name, value)| Some(format!("{name} {}", (*value)?))).collect();
+            problems.push(format!(
+                "spec.timing has {} beside a named profile; set profile to Custom or drop them",
+                set.join(" and ")
+            ));
             LAN
         }
         (TimingProfile::Custom, (Some(heartbeat), Some(election))) => {
@@ -482,16 +486,15 @@ fn check_resources(amounts: &ResourceAmounts, kind: &str, problems: &mut Vec<Str
 
 /// Kubernetes would refuse the pod, long after the edit.
 fn check_requests_within_limits(requests: &ResourceAmounts, limits: &ResourceAmounts, problems: &mut Vec<String>) {
-    let above = |request: &Option<String>, limit: &Option<String>, parse: fn(&str) -> Option<u64>| {
-        let request = request.as_deref().and_then(parse);
-        let limit = limit.as_deref().and_then(parse);
-        request.zip(limit).is_some_and(|(request, limit)| request > limit)
-    };
-    if above(&requests.cpu, &limits.cpu, units::cpu_millis) {
-        problems.push("spec.resources.requests.cpu is above spec.resources.limits.cpu; lower the request".to_owned());
-    }
-    if above(&requests.memory, &limits.memory, units::size_bytes) {
-        problems
-            .push("spec.resources.requests.memory is above spec.resources.limits.memory; lower the request".to_owned());
+    let parse: fn(&str) -> Option<u64> = units::cpu_millis;
+    let pairs =
+        [("cpu", &requests.cpu, &limits.cpu, parse), ("memory", &requests.memory, &limits.memory, units::size_bytes)];
+    for (what, request, limit, parse) in pairs {
+        let Some((request, limit)) = request.as_deref().zip(limit.as_deref()) else { continue };
+        if parse(request).zip(parse(limit)).is_some_and(|(request, limit)| request > limit) {
+            problems.push(format!(
+                "spec.resources.requests.{what} is {request}, above limits.{what} of {limit}; lower the request or raise the limit"
+            ));
+        }
     }
 }

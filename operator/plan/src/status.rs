@@ -38,7 +38,8 @@ pub fn status(input: StatusInput<'_>) -> ConsistentClusterStatus {
     let previous = input.previous;
     ConsistentClusterStatus {
         observed_generation: Some(identity.generation),
-        last_observed_time: if input.observed.words.is_empty() {
+        // Of a cluster that is asleep, its objects say all there is.
+        last_observed_time: if input.observed.words.is_empty() && !facts.is_asleep() {
             previous.and_then(|p| p.last_observed_time.clone())
         } else {
             Some(units::rfc3339(input.now_ms))
@@ -484,7 +485,12 @@ fn storage_healthy(facts: &Facts<'_>) -> Said {
         (!names.is_empty()).then(|| names.join(", "))
     };
     if let Some(names) = told(|w| w.rot_open > 0) {
-        return no("CorruptionDetected", format!("damaged parts of the log are not repaired yet on {names}"));
+        return no(
+            "CorruptionDetected",
+            format!(
+                "damaged parts of the log are not repaired yet on {names}; if it lasts, kubectl quorate replace makes a new member"
+            ),
+        );
     }
     if let Some(names) = told(|w| w.disk_low) {
         return no("SpaceAlarm", format!("the disk is nearly full on {names}; raise spec.storage.size"));

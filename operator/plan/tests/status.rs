@@ -142,4 +142,5 @@ fn a_cluster_that_sleeps_tells_of_its_certificates_too() {
     let told = status(input);
     assert_eq!(reason(&told, "Ready"), "True ScaledToZero");
     assert_eq!(reason(&told, "TLSReady"), "False CertificateFault");
+    assert!(told.last_observed_time.is_some(), "there is nobody to be heard, which does not make the status old");
 }

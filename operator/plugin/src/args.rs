@@ -25,7 +25,7 @@ Examples:
   kubectl quorate report orders                   a .tar.gz for those who help; no Secrets in it
 
 Every request is an annotation that the operator obeys under the same guards as its own steps: never two voters down at
-once, never without a quorum that is caught up. What has to wait says what it waits for."
+once, and with three voters or more never without a quorum that is caught up (one or two pause while one restarts). What has to wait says what it waits for."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -184,7 +184,8 @@ Examples:
   kubectl quorate report orders
   kubectl quorate report orders -f /tmp/orders.tar.gz
 
-Secrets are never read. Look at what is in it before you give it away: logs and names are as they are.")]
+No Secret is in it; of a cluster with TLS the operator's certificate is read, to ask the members. Look at what is in it before
+you give it away: logs and names are as they are.")]
     Report {
         cluster: String,
         /// Where to; CLUSTER-report.tar.gz when absent

@@ -78,9 +78,17 @@ impl Seen<'_> {
         pod.metadata.uid.as_deref()
     }
 
+    fn record(&self, member: &str) -> Option<&StatefulSet> {
+        self.records.iter().find(|r| r.metadata.name.as_deref() == Some(member))
+    }
+
+    /// Taken out, or never there.
+    fn is_gone(&self, member: &str) -> bool {
+        self.record(member).is_none() && !self.status().members.iter().any(|m| m.name == member)
+    }
+
     fn is_stopped(&self, member: &str) -> bool {
-        let record = self.records.iter().find(|r| r.metadata.name.as_deref() == Some(member));
-        record.is_some_and(|r| r.spec.as_ref().and_then(|s| s.replicas) == Some(0))
+        self.record(member).is_some_and(|r| r.spec.as_ref().and_then(|s| s.replicas) == Some(0))
     }
 }
 
@@ -245,22 +253,38 @@ pub fn progress(seen: Seen<'_>, goal: &Goal) -> Progress {
         Goal::Runs { member } if !seen.is_stopped(member) && seen.pod_uid(member).is_some() && ready(member) => {
             Progress::Done(format!("{member} is ready"))
         }
+        Goal::Stopped { member } if seen.is_gone(member) => {
+            Progress::Missed(format!("{member} was taken out meanwhile"))
+        }
+        Goal::Runs { member } if seen.is_gone(member) => {
+            Progress::Done(format!("the fence is lifted; {member} is no member any more"))
+        }
+        Goal::Runs { .. } if seen.cluster.spec.paused => {
+            Progress::Done("the fence is lifted; nothing is started while spec.paused is true".to_owned())
+        }
         Goal::Stopped { .. } | Goal::Runs { .. } => waiting(),
         Goal::Renewed { pods } => {
-            let left: Vec<_> = pods
+            let there: Vec<_> = pods.iter().filter(|(name, _)| !seen.is_gone(name)).collect();
+            if there.is_empty() {
+                return Progress::Missed("who was to be restarted was taken out meanwhile".to_owned());
+            }
+            let left: Vec<_> = there
                 .iter()
                 .filter(|(name, uid)| seen.pod_uid(name).is_none_or(|now| now == uid) || !ready(name))
                 .map(|(name, _)| name.as_str())
                 .collect();
             if left.is_empty() {
-                return Progress::Done(format!("{} restarted", pods.len()));
+                return Progress::Done(format!("{} restarted", there.len()));
             }
-            Progress::Waiting(format!("{} of {} to go; {}", left.len(), pods.len(), why(&status)))
+            Progress::Waiting(format!("{} of {} to go; {}", left.len(), there.len(), why(&status)))
         }
         Goal::Replaced { member, id } => {
             let inside = status.members.iter().any(|m| m.id.as_ref() == Some(id));
-            let record = seen.records.iter().any(|r| r.metadata.name.as_deref() == Some(member));
-            if inside || record { waiting() } else { Progress::Done(format!("{member} is replaced")) }
+            if inside || seen.record(member).is_some() {
+                waiting()
+            } else {
+                Progress::Done(format!("{member} is replaced"))
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The support bundle: what those who help ask for first, in one file. Secrets are never read.
+//! The support bundle: what those who help ask for first, in one file. No Secret is put into it.
 //!
 //! What cannot be read is named in the bundle and stops nothing: a bundle is made when things are broken.
 
@@ -147,13 +147,20 @@ async fn events(bundle: &mut Bundle, connection: &Connection, name: &str) -> Res
             return Ok(());
         }
     };
-    let about = |event: &&Event| {
-        let object = event.involved_object.name.as_deref().unwrap_or_default();
-        object == name || object.starts_with(&format!("{name}-"))
-    };
+    let about = |event: &&Event| is_about(name, event.involved_object.name.as_deref().unwrap_or_default());
     let mut lines: Vec<String> = list.iter().filter(about).map(event_line).collect();
     lines.sort();
     bundle.add("events.txt", &(lines.join("\n") + "\n"))
+}
+
+/// Whether an object of this name can be one of the cluster's: its own, or a member's.
+fn is_about(cluster: &str, object: &str) -> bool {
+    let Some(rest) = object.strip_prefix(cluster).filter(|rest| rest.is_empty() || rest.starts_with('-')) else {
+        return false;
+    };
+    let shared = ["", "-peer", "-leader", "-tls-ca", "-admin-tls", "-client-tls"];
+    let member = rest.get(1..).and_then(|rest| rest.split('-').next()).unwrap_or_default();
+    shared.contains(&rest) || names::is_member_of(cluster, &format!("{cluster}-{member}"))
 }
 
 fn event_line(event: &Event) -> String {
@@ -237,6 +244,9 @@ async fn operator(bundle: &mut Bundle, client: &Client, tail: u32) -> Result<()>
         if let (Some(name), Some(namespace)) = (name, namespace) {
             let api = Api::<Pod>::namespaced(client.clone(), namespace);
             log(bundle, &api, name, &format!("operator/{name}.log"), tail, false).await?;
+            if has_restarted(pod) {
+                log(bundle, &api, name, &format!("operator/{name}.previous.log"), tail, true).await?;
+            }
         }
     }
     Ok(())
@@ -251,6 +261,17 @@ mod tests {
         let mut value = serde_json::json!([{"metadata": {"name": "a", "managedFields": [1]}, "spec": {}}]);
         strip(&mut value);
         assert_eq!(value, serde_json::json!([{"metadata": {"name": "a"}, "spec": {}}]));
+    }
+
+    #[test]
+    fn a_namesake_in_part_is_somebody_else() {
+        let member = names::member("orders", 7, 1, 0);
+        for own in ["orders", "orders-leader", &member, &names::pod(&member), &names::volume(&member)] {
+            assert!(is_about("orders", own), "{own}");
+        }
+        for other in ["orders-eu", "orders-frontend-5d9c", "ordersx", &format!("orders-eu-{}", &member[7..])] {
+            assert!(!is_about("orders", other), "{other}");
+        }
     }
 
     #[test]

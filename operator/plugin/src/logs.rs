@@ -1,15 +1,20 @@
 //! Fetches the members' logs and prints them in order of time.
 
 use std::io::Write;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use futures::{AsyncBufReadExt, StreamExt};
+use futures::{AsyncBufRead, AsyncBufReadExt, StreamExt};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::LogParams;
 use quorate_api::names;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::connect::{Connection, Found};
 use crate::merge::{self, Line};
@@ -17,6 +22,8 @@ use crate::paint::{Paint, Tone};
 
 /// While following, a line waits this long for earlier ones of other members.
 const WINDOW: Duration = Duration::from_millis(300);
+/// A log that ended is looked for again after this while following.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Lines on their way from the members to the screen.
 const QUEUE: usize = 4_096;
 
@@ -66,13 +73,16 @@ pub async fn print(connection: &Connection, cluster: &str, wanted: &Wanted, pain
         bail!("{cluster} has no pods; `kubectl quorate status {cluster}` says why");
     }
     let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.namespace);
+    let sets: Api<StatefulSet> = Api::namespaced(connection.client.clone(), &connection.namespace);
     let (sender, mut receiver) = mpsc::channel::<Line>(QUEUE);
+    let mut readers = JoinSet::new();
     for (number, member) in members.iter().enumerate() {
-        let (pods, member, params, sender) = (pods.clone(), member.clone(), wanted.params(), sender.clone());
-        tokio::spawn(async move {
-            if let Err(error) = read(&pods, &member, &params, number, &sender).await {
-                eprintln!("{member}: {error:#}");
-            }
+        let reader =
+            Reader { pods: pods.clone(), sets: sets.clone(), member: member.clone(), number, sender: sender.clone() };
+        let params = wanted.params();
+        readers.spawn(async move {
+            let read = reader.all(params).await;
+            read.inspect_err(|error| eprintln!("{}: {error:#}", reader.member)).is_ok()
         });
     }
     drop(sender);
@@ -83,23 +93,36 @@ pub async fn print(connection: &Connection, cluster: &str, wanted: &Wanted, pain
         format!("{name} {}{}\n", time.unwrap_or_default(), line.text)
     };
     let mut held: Vec<Line> = Vec::new();
+    // Of the first line that is held.
+    let mut due = None;
     loop {
-        let come = if wanted.follow && !held.is_empty() {
-            tokio::time::timeout(WINDOW, receiver.recv()).await
-        } else {
-            Ok(receiver.recv().await)
+        let come = match due {
+            Some(due) if wanted.follow => tokio::time::timeout_at(due, receiver.recv()).await,
+            _ => Ok(receiver.recv().await),
         };
         match come {
             // All of it is merged at once, unless it never ends.
-            Ok(Some(line)) if !wanted.follow || held.len() < QUEUE => held.push(line),
-            Ok(Some(line)) => {
-                write_all(&merge::merged(std::mem::take(&mut held)), &shown)?;
+            Ok(Some(line)) if !wanted.follow || held.len() < QUEUE => {
+                due.get_or_insert_with(|| Instant::now() + WINDOW);
                 held.push(line);
             }
-            Ok(None) => return write_all(&merge::merged(held), &shown),
-            Err(_) => write_all(&merge::merged(std::mem::take(&mut held)), &shown)?,
+            Ok(Some(line)) => {
+                write_all(&merge::merged(std::mem::take(&mut held)), &shown)?;
+                due = Some(Instant::now() + WINDOW);
+                held.push(line);
+            }
+            Ok(None) => break,
+            Err(_) => {
+                write_all(&merge::merged(std::mem::take(&mut held)), &shown)?;
+                due = None;
+            }
         }
     }
+    write_all(&merge::merged(held), &shown)?;
+    if !readers.join_all().await.contains(&true) {
+        bail!("no log could be read");
+    }
+    Ok(())
 }
 
 fn write_all(lines: &[Line], shown: &impl Fn(&Line) -> String) -> Result<()> {
@@ -116,23 +139,64 @@ fn write_all(lines: &[Line], shown: &impl Fn(&Line) -> String) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Hands every line of a member's log on.
-///
-/// # Errors
-/// The log cannot be read.
-async fn read(
-    pods: &Api<Pod>,
-    member: &str,
-    params: &LogParams,
+/// Hands the lines of one member on.
+struct Reader {
+    pods: Api<Pod>,
+    sets: Api<StatefulSet>,
+    member: String,
     number: usize,
-    sender: &mpsc::Sender<Line>,
-) -> Result<()> {
-    let mut lines = pods.log_stream(&names::pod(member), params).await?.lines();
-    while let Some(line) = lines.next().await {
-        if sender.send(merge::line(number, &line?)).await.is_err() {
-            // Nobody reads any more.
-            return Ok(());
+    sender: mpsc::Sender<Line>,
+}
+
+impl Reader {
+    /// Every line there is; who follows goes on with the next container and the next pod while there is such a member.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    async fn all(&self, wanted: LogParams) -> Result<()> {
+        let mut last = None;
+        let pod = names::pod(&self.member);
+        let first = self.pods.log_stream(&pod, &wanted).await?;
+        self.some(first, &mut last).await;
+        while wanted.follow && !self.sender.is_closed() && self.is_there().await {
+            tokio::time::sleep(REOPEN_AFTER).await;
+            let params = match last {
+                // It is asked for in whole seconds, rounded.
+                Some(last) => LogParams {
+                    since_time: Some(last - Duration::from_secs(1)),
+                    since_seconds: None,
+                    tail_lines: None,
+                    ..wanted.clone()
+                },
+                None => wanted.clone(),
+            };
+            // There is no container yet, or its node does not answer.
+            if let Ok(next) = self.pods.log_stream(&pod, &params).await {
+                self.some(next, &mut last).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whom the API server cannot tell of may come back with it.
+    async fn is_there(&self) -> bool {
+        self.sets.get_opt(&self.member).await.map_or(true, |set| set.is_some())
+    }
+
+    /// One stream to its end, without what is not after `last`, which moves along.
+    async fn some(&self, stream: impl AsyncBufRead, last: &mut Option<Timestamp>) {
+        let known = *last;
+        let mut lines = pin!(stream.lines());
+        while let Some(Ok(line)) = lines.next().await {
+            let line = merge::line(self.number, &line);
+            if known.is_some() && line.time <= known {
+                continue;
+            }
+            *last = line.time.or(*last);
+            if self.sender.send(line).await.is_err() {
+                // Nobody reads any more.
+                return;
+            }
         }
     }
-    Ok(())
 }

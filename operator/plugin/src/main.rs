@@ -14,11 +14,11 @@ use quorate_kubectl::ask::Ask;
 use quorate_kubectl::connect::{Connection, explain};
 use quorate_kubectl::logs::{self, Wanted};
 use quorate_kubectl::paint::Paint;
-use quorate_kubectl::planned::{Planned, changes, doubts};
+use quorate_kubectl::planned::{Planned, as_applied, changes, doubts, last_applied};
 use quorate_kubectl::{bundle, observe, screen, wait};
 use quorate_plan::{Intent, plan};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -92,7 +92,7 @@ async fn status(connection: &Connection, cluster: Option<&str>, output: Output, 
                 println!("no ConsistentCluster in namespace {}; give --namespace", connection.namespace);
             }
             Output::Text => print!("{}", screen::list(&clusters)),
-            Output::Json | Output::Yaml => print_as(&clusters.iter().map(|c| &c.status).collect::<Vec<_>>(), output)?,
+            Output::Json | Output::Yaml => print_as(&clusters.iter().map(named).collect::<Vec<_>>(), output)?,
         }
         return Ok(());
     };
@@ -104,6 +104,12 @@ async fn status(connection: &Connection, cluster: Option<&str>, output: Output, 
         }
         Output::Json | Output::Yaml => print_as(&cluster.status, output),
     }
+}
+
+/// A status says everything but whose it is.
+fn named(cluster: &ConsistentCluster) -> Value {
+    let meta = &cluster.metadata;
+    json!({"namespace": meta.namespace, "name": meta.name, "status": cluster.status})
 }
 
 fn print_as(value: &impl Serialize, output: Output) -> Result<()> {
@@ -175,8 +181,17 @@ fn read_manifest(path: &Path) -> Result<Value> {
 async fn edited(connection: &Connection, name: &str, manifest: &Value) -> Result<(ConsistentCluster, Vec<String>)> {
     let api = connection.clusters();
     let live = api.get_opt(name).await.map_err(|e| explain(&e, "read the ConsistentCluster"))?;
-    let params = PatchParams { dry_run: true, force: true, ..PatchParams::apply(wait::MANAGER) };
-    let dry = api.patch(name, &params, &Patch::Apply(manifest)).await;
+    let dry = match &live {
+        Some(live) => {
+            let params =
+                PatchParams { dry_run: true, field_manager: Some(wait::MANAGER.to_owned()), ..PatchParams::default() };
+            api.patch(name, &params, &Patch::Merge(&as_applied(manifest, last_applied(live).as_ref()))).await
+        }
+        None => {
+            let params = PatchParams { dry_run: true, ..PatchParams::apply(wait::MANAGER) };
+            api.patch(name, &params, &Patch::Apply(manifest)).await
+        }
+    };
     let edited = dry.map_err(|e| explain(&e, "apply the file, not even as a dry run"))?;
     let changed = match live {
         Some(live) => changes(&serde_json::to_value(live.spec)?, &serde_json::to_value(&edited.spec)?),

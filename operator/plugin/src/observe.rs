@@ -2,7 +2,7 @@
 //! port-forward to each pod. Reads only.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
@@ -26,15 +26,20 @@ use crate::connect::Connection;
 pub async fn observed(connection: &Connection, intent: &Intent) -> Result<(Seen, Option<String>)> {
     let mut seen = observe(&connection.client, &Zones::default(), intent, None).await;
     let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &connection.namespace);
+    let failed = Failed::default();
     for (record, url) in &mut seen.admin_urls {
-        let local = forward(pods.clone(), names::pod(record)).await?;
+        let local = forward(pods.clone(), names::pod(record), failed.clone()).await?;
         let scheme = url.split("://").next().unwrap_or("http");
         *url = format!("{scheme}://{local}");
     }
     let refusal = show_certificate(connection, intent.identity(), &mut seen).await;
     Members::default().ask(&mut seen).await;
-    Ok((seen, refusal))
+    let failed = failed.lock().expect("no panic happens while this is noted").take();
+    Ok((seen, refusal.or(failed)))
 }
+
+/// Why a port-forward could not be opened, the first time.
+type Failed = Arc<Mutex<Option<String>>>;
 
 /// Members that speak TLS take who shows the operator's certificate: a person who may read that Secret may ask them.
 async fn show_certificate(connection: &Connection, identity: &Identity, seen: &mut Seen) -> Option<String> {
@@ -60,18 +65,27 @@ pub fn silent(seen: &Seen) -> Vec<String> {
 }
 
 /// Listens on a port of this machine; every connection to it leads to the pod's admin port, while this program runs.
-async fn forward(pods: Api<Pod>, pod: String) -> Result<SocketAddr> {
+async fn forward(pods: Api<Pod>, pod: String, failed: Failed) -> Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port of 127.0.0.1 is free")?;
     let local = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let (pods, pod) = (pods.clone(), pod.clone());
+            let (pods, pod, failed) = (pods.clone(), pod.clone(), failed.clone());
             tokio::spawn(async move {
                 let port = u16::try_from(ADMIN_PORT).expect("a port fits 16 bits");
-                let Ok(mut forwarder) = pods.portforward(&pod, &[port]).await else { return };
-                if let Some(mut stream) = forwarder.take_stream(port) {
-                    // Either side may end it.
-                    let _ = copy_bidirectional(&mut socket, &mut stream).await;
+                match pods.portforward(&pod, &[port]).await {
+                    Ok(mut forwarder) => {
+                        if let Some(mut stream) = forwarder.take_stream(port) {
+                            // Either side may end it.
+                            let _ = copy_bidirectional(&mut socket, &mut stream).await;
+                        }
+                    }
+                    Err(error) => {
+                        let mut failed = failed.lock().expect("no panic happens while this is noted");
+                        failed.get_or_insert_with(|| {
+                            format!("no port-forward to {pod} ({error}); it takes get and create on pods/portforward")
+                        });
+                    }
                 }
             });
         }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use quorate_api::PlannedStepStatus;
+use quorate_api::{ConsistentCluster, PlannedStepStatus};
 use quorate_plan::{Decision, Plan, Waiting};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::screen::plan_lines;
 
@@ -93,6 +93,43 @@ fn differ(path: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
     found.push(format!("{path}: {} -> {}", shown(old), shown(new)));
 }
 
+/// The merge patch that `kubectl apply` would make of a file: what it has, and null for what the last file had and it has not.
+pub fn as_applied(file: &Value, last: Option<&Value>) -> Value {
+    let mut patch = file.clone();
+    let parts = [&["spec"][..], &["metadata", "labels"], &["metadata", "annotations"]];
+    for part in parts {
+        let Some(old) = last.and_then(|last| last.pointer(&format!("/{}", part.join("/")))) else { continue };
+        if old.as_object().is_none_or(serde_json::Map::is_empty) {
+            continue;
+        }
+        let mut new = &mut patch;
+        for key in part {
+            new = &mut new[*key];
+        }
+        if new.is_null() {
+            *new = json!({});
+        }
+        forget(new, old);
+    }
+    patch
+}
+
+fn forget(patch: &mut Value, last: &Value) {
+    let (Value::Object(patch), Value::Object(last)) = (patch, last) else { return };
+    for (key, old) in last {
+        match patch.get_mut(key) {
+            Some(new) => forget(new, old),
+            None => drop(patch.insert(key.clone(), Value::Null)),
+        }
+    }
+}
+
+/// What `kubectl apply` wrote of the file it applied last.
+pub fn last_applied(cluster: &ConsistentCluster) -> Option<Value> {
+    let annotations = cluster.metadata.annotations.as_ref()?;
+    serde_json::from_str(annotations.get("kubectl.kubernetes.io/last-applied-configuration")?).ok()
+}
+
 /// Says what a plan could not take into account.
 pub fn doubts(plan: &Plan, silent: &[String], refusal: Option<String>) -> Vec<String> {
     let told = |member: &String| format!("{member} gave no word through a port-forward, so it counts as silent here");
@@ -106,7 +143,21 @@ pub fn doubts(plan: &Plan, silent: &[String], refusal: Option<String>) -> Vec<St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+
+    #[test]
+    fn what_a_file_no_longer_has_is_removed_and_what_it_never_had_stays() {
+        let last = json!({
+            "metadata": {"name": "orders", "namespace": "shop", "annotations": {}, "labels": {"team": "a", "old": "yes"}},
+            "spec": {"replicas": 3, "options": {"quotaBackendBytes": "4Gi"}, "keys": ["zone", "host"]},
+        });
+        let file = json!({"metadata": {"name": "orders"}, "spec": {"replicas": 5, "keys": ["host"]}});
+        let removed = json!({
+            "metadata": {"name": "orders", "labels": {"team": null, "old": null}},
+            "spec": {"replicas": 5, "options": null, "keys": ["host"]},
+        });
+        assert_eq!(as_applied(&file, Some(&last)), removed);
+        assert_eq!(as_applied(&file, None), file);
+    }
 
     #[test]
     fn an_edit_is_told_leaf_by_leaf() {

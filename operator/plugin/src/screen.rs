@@ -68,6 +68,11 @@ fn is(status: &ConsistentClusterStatus, kind: &str) -> ConditionStatus {
     status.condition(kind).map_or(ConditionStatus::Unknown, |c| c.status)
 }
 
+/// Scaled to zero, and nothing is left to do.
+fn is_asleep(status: &ConsistentClusterStatus) -> bool {
+    status.replicas == 0 && is(status, "Ready") == ConditionStatus::True
+}
+
 fn message(condition: Option<&Condition>) -> &str {
     condition.map_or("", |c| c.message.as_str())
 }
@@ -92,6 +97,7 @@ fn leader(status: &ConsistentClusterStatus, paint: Paint) -> String {
     let why = status.condition("LeaderServing");
     match &status.leader {
         Some(leader) => format!("{}, term {}, index {}", leader.name, leader.term, index(status)),
+        None if is_asleep(status) => "none, as it should be".to_owned(),
         None => format!("{}: {}", paint.tone(Tone::Bad, "none"), message(why)),
     }
 }
@@ -101,7 +107,12 @@ fn index(status: &ConsistentClusterStatus) -> String {
 }
 
 fn margin(status: &ConsistentClusterStatus, paint: Paint) -> String {
-    let Some(quorum) = &status.quorum else { return paint.tone(Tone::Bad, "not known: no member told of the voters") };
+    let Some(quorum) = &status.quorum else {
+        return match is_asleep(status) {
+            true => "none: nothing runs that could fail".to_owned(),
+            false => paint.tone(Tone::Bad, "not known: no member told of the voters"),
+        };
+    };
     let told = format!("{} of {} voters caught up, {} needed", quorum.caught_up, status.replicas, quorum.required);
     let missing = quorum.required - quorum.caught_up;
     match quorum.tolerates {
@@ -113,6 +124,7 @@ fn margin(status: &ConsistentClusterStatus, paint: Paint) -> String {
 
 fn failover(status: &ConsistentClusterStatus, paint: Paint) -> String {
     let ready = match is(status, "FailoverReady") {
+        _ if is_asleep(status) => "not needed".to_owned(),
         ConditionStatus::True => paint.tone(Tone::Good, "ready"),
         ConditionStatus::False => paint.tone(Tone::Warning, "not ready"),
         ConditionStatus::Unknown => paint.tone(Tone::Warning, "not known"),
@@ -124,7 +136,7 @@ fn failover(status: &ConsistentClusterStatus, paint: Paint) -> String {
 
 fn next_step(status: &ConsistentClusterStatus, paint: Paint) -> String {
     let Some(first) = status.plan.first() else {
-        let idle = status.condition("Progressing").is_none_or(|c| c.reason == "Idle");
+        let idle = is_asleep(status) || status.condition("Progressing").is_none_or(|c| c.reason == "Idle");
         return if idle { "nothing is to be done" } else { "none, until the blocker is gone" }.to_owned();
     };
     let operation = status.operation.as_ref().map_or(String::new(), |o| format!(" ({})", o.kind));
@@ -141,6 +153,7 @@ fn next_step(status: &ConsistentClusterStatus, paint: Paint) -> String {
 fn blocker(status: &ConsistentClusterStatus, paint: Paint) -> String {
     let stalled = status.condition("Stalled");
     let held = stalled.filter(|c| c.status == ConditionStatus::True || c.reason != "NotStalled");
+    let held = held.filter(|_| !is_asleep(status));
     match held {
         Some(condition) => {
             format!("{}: {}", paint.tone(Tone::Bad, &condition.reason), condition.message)
@@ -213,7 +226,7 @@ fn members(status: &ConsistentClusterStatus, paint: Paint) -> String {
     let head = ["MEMBER", "ROLE", "READY", "LAG", "VERSION", "TOLD BY"];
     let mut text = table(&head, &rows);
     let fault = |m: &&MemberStatus| m.source == "None" || m.role == "Unknown";
-    if let Some(silent) = status.members.iter().find(fault) {
+    if let Some(silent) = status.members.iter().find(fault).filter(|_| !is_asleep(status)) {
         let hint = format!("{} does not answer; look at: kubectl describe pod {}-0", silent.name, silent.name);
         text.push_str(&format!("{}\n", paint.tone(Tone::Faint, &hint)));
     }

@@ -53,9 +53,18 @@ async fn until_done(connection: &Connection, name: &str, goal: &Goal, timeout: D
     let started = Instant::now();
     let mut told = String::new();
     loop {
-        let found = connection.found(name).await?;
-        let seen = Seen { cluster: &found.cluster, records: &found.records, pods: &found.pods };
-        match ask::progress(seen, goal) {
+        let progress = match connection.found(name).await {
+            Ok(found) => {
+                let seen = Seen { cluster: &found.cluster, records: &found.records, pods: &found.pods };
+                ask::progress(seen, goal)
+            }
+            Err(_) if matches!(connection.clusters().get_opt(name).await, Ok(None)) => {
+                Progress::Missed(format!("{name} was deleted meanwhile"))
+            }
+            // The request stands, whoever looks at it.
+            Err(error) => Progress::Waiting(format!("{error:#}")),
+        };
+        match progress {
             Progress::Done(text) => {
                 println!("{text}");
                 return Ok(());

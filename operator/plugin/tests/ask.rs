@@ -120,6 +120,8 @@ fn one_voter_is_fenced_at_a_time_and_unfenced_even_while_paused() {
     world.cluster.spec.paused = true;
     let goal = world.asked(&Ask::Unfence { member: D.to_owned() });
     assert!(world.requests().fenced.is_empty());
+    assert!(matches!(progress(world.seen(), &goal), Progress::Done(text) if text.contains("spec.paused")));
+    world.cluster.spec.paused = false;
     assert!(matches!(progress(world.seen(), &goal), Progress::Waiting(_)));
 }
 

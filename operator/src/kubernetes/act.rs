@@ -72,7 +72,14 @@ impl KubernetesWorld {
             }
             Step::GrowVolume { volume, size } => {
                 let grown = json!({"spec": {"resources": {"requests": {"storage": size}}}});
-                act.patch_volume(volume, grown).await
+                act.patch_volume(volume, grown).await.map_err(|error| match error {
+                    // The API server speaks of the claim, which nobody edited.
+                    ActError::Failed(why) => ActError::Failed(format!(
+                        "spec.storage.size is {size}: {why}; if the storage class cannot grow its volumes, set \
+                     spec.storage.changePolicy to Replace and the size back"
+                    )),
+                    news @ ActError::News(_) => news,
+                })
             }
             Step::ReleaseVolume { volume } => {
                 let labels = [names::LABEL_CLUSTER_UID, names::LABEL_MANAGED_BY].map(|l| (l.to_owned(), Value::Null));

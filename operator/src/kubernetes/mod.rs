@@ -106,8 +106,9 @@ impl Performer for KubernetesWorld {
 /// Reconciles until it is told to stop, or until another operator holds the Lease (an error: the next process starts clean).
 ///
 /// # Errors
-/// There is no API server to talk to, or the Lease was lost.
+/// Flags contradict each other, there is no API server to talk to, or the Lease was lost.
 pub async fn run(args: RunArgs) -> Result<()> {
+    args.check()?;
     let mut config = Config::infer().await.context("no Kubernetes API server: run in a pod, or set KUBECONFIG")?;
     // What was refused is decided anew on a new reading: a step that is asked for again and again, such as an eviction that a
     // budget forbids, would act on an old one.

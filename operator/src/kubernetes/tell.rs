@@ -28,20 +28,30 @@ const VOLATILE_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Teller {
     client: Client,
     reporter: Reporter,
-    /// When each cluster's status was last written, by UID.
-    wrote: Mutex<HashMap<String, Instant>>,
+    /// What each cluster was told, by UID.
+    told: Mutex<HashMap<String, Told>>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    news: events::Told,
+    /// When the status was last written.
+    wrote: Option<Instant>,
 }
 
 impl Teller {
     pub fn new(client: Client, instance: &str) -> Teller {
         let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(instance.to_owned()) };
-        Teller { reporter, client, wrote: Mutex::default() }
+        Teller { reporter, client, told: Mutex::default() }
     }
 
     pub async fn tell(&self, cluster: &ConsistentCluster, intent: &Intent, pass: &Pass) -> Result<(), kube::Error> {
         let identity = intent.identity();
-        for note in events::notes(cluster.status.as_ref(), pass) {
-            self.publish(cluster, note).await;
+        for note in self.told(&identity.uid, |told| told.news.hear(cluster.status.as_ref(), pass)) {
+            match self.publish(cluster, &note).await {
+                Ok(()) => self.told(&identity.uid, |told| told.news.is_published(note)),
+                Err(error) => tracing::warn!(reason = note.reason, "an Event was not published: {error}"),
+            }
         }
         if let Err(error) = self.point_to_leader(identity, pass).await {
             tracing::warn!(cluster = identity.name, "the leader Service was not updated: {error}");
@@ -54,7 +64,7 @@ impl Teller {
         self.write_status(cluster, identity, pass).await
     }
 
-    async fn publish(&self, cluster: &ConsistentCluster, note: Note) {
+    async fn publish(&self, cluster: &ConsistentCluster, note: &Note) -> Result<(), kube::Error> {
         let event = Event {
             type_: match note.severity {
                 Severity::Normal => EventType::Normal,
@@ -69,9 +79,7 @@ impl Teller {
         let regarding = cluster.object_ref(&());
         // A recorder that is kept would fold this into an earlier Event of the same reason, and lose which member it is about.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        if let Err(error) = timed(recorder.publish(&event, &regarding)).await {
-            tracing::warn!(reason = note.reason, "an Event was not published: {error}");
-        }
+        timed(recorder.publish(&event, &regarding)).await
     }
 
     /// The leader Service has an endpoint only while its leader serves, as far as anybody can be asked.
@@ -121,8 +129,10 @@ impl Teller {
         pass: &Pass,
     ) -> Result<(), kube::Error> {
         let differs = cluster.status.as_ref().is_none_or(|old| status_differs(old, &pass.status));
-        let is_due = self.wrote(&identity.uid).is_none_or(|at| at.elapsed() >= VOLATILE_EVERY);
+        let wrote = self.told(&identity.uid, |told| told.wrote);
+        let is_due = wrote.is_none_or(|at| at.elapsed() >= VOLATILE_EVERY);
         if !differs && !is_due {
+            self.told(&identity.uid, |told| told.news.is_in_status());
             return Ok(());
         }
         let body = json!({
@@ -139,18 +149,20 @@ impl Teller {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let mut wrote = self.wrote.lock().expect("no panic happens while this is written");
-        wrote.insert(identity.uid.clone(), Instant::now());
+        self.told(&identity.uid, |told| {
+            told.wrote = Some(Instant::now());
+            told.news.is_in_status();
+        });
         Ok(())
     }
 
     /// The cluster is gone.
     pub fn forget(&self, uid: &str) {
-        self.wrote.lock().expect("no panic happens while this is written").remove(uid);
+        self.told.lock().expect("no panic happens while this is noted").remove(uid);
     }
 
-    fn wrote(&self, uid: &str) -> Option<Instant> {
-        self.wrote.lock().expect("no panic happens while this is looked up").get(uid).copied()
+    fn told<T>(&self, uid: &str, look: impl FnOnce(&mut Told) -> T) -> T {
+        look(self.told.lock().expect("no panic happens while this is noted").entry(uid.to_owned()).or_default())
     }
 }
 

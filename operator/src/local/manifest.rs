@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use quorate_api::{ConsistentCluster, TlsMode, names, unknown_fields};
 use quorate_plan::{Identity, Intent, RefusedSpec};
 use serde_json::Value;
@@ -20,6 +20,26 @@ pub(super) struct Manifest {
 impl Manifest {
     pub fn new(file: &Path) -> Manifest {
         Manifest { file: file.to_path_buf(), known: None }
+    }
+
+    /// Says whether a cluster could be made of it, whoever that would be.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<()> {
+        let text =
+            std::fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let intent = parse(&text).map(|cluster| {
+            let name = cluster.metadata.name.clone().unwrap_or_default();
+            let (namespace, uid) = (NAMESPACE.to_owned(), "of-nobody".to_owned());
+            intent_of(cluster, &Identity { name, namespace, uid, generation: 1, incarnation: INCARNATION })
+        });
+        let problems = match intent {
+            Err(problems) => problems,
+            Ok(Intent::Refused(refused)) => refused.problems,
+            Ok(_) => return Ok(()),
+        };
+        bail!("{} is refused: {}", self.file.display(), problems.join("; "))
     }
 
     /// What the file asks for now. A file that is not there, or makes no sense, is a refused spec, not an error.
@@ -107,6 +127,19 @@ mod tests {
     fn a_plain_manifest_is_taken() {
         let cluster = parse(&manifest("  replicas: 5\n")).unwrap();
         assert_eq!(cluster.spec.replicas, 5);
+    }
+
+    #[test]
+    fn a_file_is_checked_before_there_is_a_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("orders.yaml");
+        let check = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Manifest::new(&file).check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&manifest("  replicas: 5\n")), Ok(()));
+        assert!(check(&manifest("  replica: 5\n")).unwrap_err().contains("spec.replica is not a field"));
+        assert!(check(&manifest("  storage: {size: a lot}\n")).unwrap_err().contains("spec.storage.size"));
     }
 
     #[test]

@@ -27,7 +27,6 @@ use crate::reconcile::{self, Acted, Pass};
 use crate::serve;
 use manifest::Manifest;
 use screen::Screen;
-use store::Store;
 use world::LocalWorld;
 
 /// Between two looks at a cluster that is as wanted.
@@ -66,22 +65,25 @@ pub async fn run(args: LocalArgs) -> Result<()> {
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("--data-dir {}: cannot make it", args.data_dir.display()))?;
     let data_dir = args.data_dir.canonicalize()?;
-    let store = Store::open(&data_dir, args.fresh)?;
-    supervisor::end_strays(&data_dir).await?;
+    // Before anything is ended or thrown away: nothing of this would come up.
     let mut manifest = Manifest::new(&args.file);
-    let world = LocalWorld::new(store, node_bin);
-    if let Intent::Refused(refused) = manifest.intent(&world)? {
-        bail!("{} is refused: {}", args.file.display(), refused.problems.join("; "));
-    }
+    manifest.check()?;
     let metrics = Arc::new(Metrics::new());
     if let Some(address) = args.listen_metrics {
         serve_metrics(address, metrics.clone()).await?;
+    }
+    let taken = store::take(&data_dir)?;
+    supervisor::end_strays(&data_dir).await?;
+    let world = LocalWorld::new(taken.open(args.fresh)?, node_bin);
+    if let Intent::Refused(refused) = manifest.intent(&world)? {
+        bail!("{} is refused: {}", args.file.display(), refused.problems.join("; "));
     }
     let mut session = Session {
         world,
         members: Members::default(),
         metrics,
         status: read_status(&data_dir),
+        told: events::Told::default(),
         screen: Screen::new(std::io::stdout().is_terminal(), &args.file),
         data_dir,
         wrote: None,
@@ -96,6 +98,7 @@ struct Session {
     members: Members,
     metrics: Arc<Metrics>,
     status: Option<ConsistentClusterStatus>,
+    told: events::Told,
     screen: Screen,
     data_dir: PathBuf,
     /// When `status.json` was last written.
@@ -123,7 +126,7 @@ impl Session {
         let pass = reconcile::pass(&self.world, &self.members, intent, self.status.as_ref()).await;
         self.metrics.observe(intent, &pass, started.elapsed());
         self.world.tend();
-        self.tell(&pass)?;
+        self.tell(&pass);
         Ok(match (&pass.acted, &pass.plan.next) {
             (Acted::Refused(..), _) => PAUSE_AFTER_FAILURE,
             (Acted::Done(_), _) => Duration::ZERO,
@@ -133,20 +136,28 @@ impl Session {
         })
     }
 
-    fn tell(&mut self, pass: &Pass) -> Result<()> {
-        let news = events::notes(self.status.as_ref(), pass);
+    /// Files for people and scripts: that one cannot be written is no reason to stop anybody.
+    fn tell(&mut self, pass: &Pass) {
+        let news = self.told.hear(self.status.as_ref(), pass);
+        self.told.is_in_status();
         let endpoints = self.world.endpoints(pass);
         let differs = self.status.as_ref().is_none_or(|old| status_differs(old, &pass.status));
         self.status = Some(pass.status.clone());
         if differs || self.wrote.is_none_or(|at| at.elapsed() >= STATUS_EVERY) {
-            let json = serde_json::to_vec_pretty(&pass.status)?;
-            store::write_whole(&self.data_dir.join("status.json"), &json)?;
+            let json = serde_json::to_vec_pretty(&pass.status).expect("a status is JSON");
+            if let Err(error) = store::write_whole(&self.data_dir.join("status.json"), &json) {
+                tracing::warn!("status.json is old: {error:#}");
+            }
             self.wrote = Some(Instant::now());
         }
         let of_voters: Vec<_> = endpoints.iter().filter(|e| e.is_voter).map(|e| e.client.as_str()).collect();
-        store::write_if_changed(&self.data_dir.join("endpoints"), &(of_voters.join(",") + "\n"))?;
+        // While no member answers, who votes is what it was.
+        if (endpoints.is_empty() || !of_voters.is_empty())
+            && let Err(error) = store::write_if_changed(&self.data_dir.join("endpoints"), &(of_voters.join(",") + "\n"))
+        {
+            tracing::warn!("the file of endpoints is old: {error:#}");
+        }
         self.screen.show(pass, &endpoints, &news);
-        Ok(())
     }
 
     /// Followers first, the leader last, so that nobody stands for an election that helps nobody.

@@ -131,15 +131,28 @@ pub(super) struct Store {
     _lock: File,
 }
 
-impl Store {
-    /// Takes the directory and reads it.
+/// A data directory that nobody else uses.
+#[derive(Debug)]
+pub(super) struct Taken {
+    dir: PathBuf,
+    lock: File,
+}
+
+/// # Errors
+/// Another command holds it.
+pub(super) fn take(dir: &Path) -> Result<Taken> {
+    Ok(Taken { dir: dir.to_path_buf(), lock: lock(dir)? })
+}
+
+impl Taken {
+    /// Reads it, or begins anew. Nothing may run on what is thrown away.
     ///
     /// # Errors
-    /// Another command holds it, or a file in it cannot be read.
-    pub fn open(dir: &Path, fresh: bool) -> Result<Store> {
-        let lock = lock(dir)?;
+    /// A file in it cannot be read, or not be removed.
+    pub fn open(self, fresh: bool) -> Result<Store> {
+        let Taken { dir, lock } = self;
         if fresh {
-            clear(dir)?;
+            clear(&dir)?;
         }
         for part in ["records", "volumes", "logs"] {
             fs::create_dir_all(dir.join(part))?;
@@ -152,9 +165,11 @@ impl Store {
                 records.insert(record.name.clone(), record);
             }
         }
-        Ok(Store { dir: dir.to_path_buf(), cluster: read(&dir.join("cluster.json"))?, records, _lock: lock })
+        Ok(Store { cluster: read(&dir.join("cluster.json"))?, records, dir, _lock: lock })
     }
+}
 
+impl Store {
     pub fn save_cluster(&self) -> Result<()> {
         write_json(&self.dir.join("cluster.json"), &self.cluster)
     }
@@ -312,14 +327,18 @@ mod tests {
         }
     }
 
+    fn open(dir: &Path, fresh: bool) -> Result<Store> {
+        take(dir)?.open(fresh)
+    }
+
     #[test]
     fn records_and_volumes_come_back_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path(), false).unwrap();
+        let mut store = open(dir.path(), false).unwrap();
         store.save_record(record("a")).unwrap();
         store.create_volume(&record("a"), 7).unwrap();
         drop(store);
-        let store = Store::open(dir.path(), false).unwrap();
+        let store = open(dir.path(), false).unwrap();
         assert_eq!(store.records["a"], record("a"));
         let volume = store.volume("a").unwrap().unwrap();
         assert_eq!((volume.record_uid.as_str(), volume.size_bytes), ("uid-a", 7));
@@ -328,15 +347,15 @@ mod tests {
     #[test]
     fn one_command_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let _held = Store::open(dir.path(), false).unwrap();
-        let error = Store::open(dir.path(), false).unwrap_err().to_string();
+        let _held = open(dir.path(), false).unwrap();
+        let error = open(dir.path(), false).unwrap_err().to_string();
         assert!(error.contains("another quorate-operator"), "{error}");
     }
 
     #[test]
     fn a_volume_whose_data_was_taken_away_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), false).unwrap();
+        let store = open(dir.path(), false).unwrap();
         store.create_volume(&record("a"), 7).unwrap();
         fs::remove_dir_all(store.volume_dir("a").join("data")).unwrap();
         assert_eq!(store.volume("a").unwrap(), None);
@@ -346,10 +365,10 @@ mod tests {
     fn fresh_leaves_strangers_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("mine.txt"), "keep").unwrap();
-        let mut store = Store::open(dir.path(), false).unwrap();
+        let mut store = open(dir.path(), false).unwrap();
         store.save_record(record("a")).unwrap();
         drop(store);
-        let store = Store::open(dir.path(), true).unwrap();
+        let store = open(dir.path(), true).unwrap();
         assert!(store.records.is_empty());
         assert!(dir.path().join("mine.txt").exists());
     }
@@ -358,7 +377,7 @@ mod tests {
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("cluster.json"), "{").unwrap();
-        let error = format!("{:#}", Store::open(dir.path(), false).unwrap_err());
+        let error = format!("{:#}", open(dir.path(), false).unwrap_err());
         assert!(error.contains("cluster.json is damaged"), "{error}");
     }
 }

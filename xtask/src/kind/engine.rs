@@ -19,7 +19,7 @@ use crate::tools::{apt, as_root, is_root};
 const RUNTIME_DIR: &str = "/run/quorate";
 /// Which bit of a capability set CAP_SYS_RESOURCE is (capabilities(7)).
 const CAP_SYS_RESOURCE: u32 = 24;
-/// A daemon that is up answers at once; more means that none is there.
+/// A daemon that is up answers at once, unless the machine is busy.
 const ANSWER_LIMIT_SECONDS: u64 = 5;
 /// Starting takes two seconds; with containers of a run that was cut off, longer.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -60,6 +60,11 @@ impl Engine {
     pub fn ensure() -> Result<Engine> {
         if let Some(engine) = Engine::answering() {
             return Ok(engine);
+        }
+        if own_pid().is_some() {
+            return wait_for("our own dockerd, which runs, to answer", START_LIMIT, || {
+                Engine::answering().context("no answer to `docker version`")
+            });
         }
         apt(&[("dockerd", "docker.io"), ("iptables", "iptables"), ("jq", "jq"), ("ip", "iproute2")])?;
         step("kind", "no Docker engine answers: starting one", start)

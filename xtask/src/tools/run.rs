@@ -204,9 +204,9 @@ mod tests {
 
     #[test]
     fn a_program_is_ended_at_its_limit_and_the_error_names_its_purpose() {
-        let run = Run::new("sh", "sleeping").args(["-c", "echo begun; exec sleep 60"]).limit(1);
+        let run = Run::new("sh", "sleeping").args(["-c", "echo begun; exec sleep 60"]).limit(5);
         let error = run.output().unwrap_err().to_string();
-        assert!(error.starts_with("sleeping: no end after 1 s"), "{error}");
+        assert!(error.starts_with("sleeping: no end after 5 s"), "{error}");
         assert!(error.contains("begun"), "{error}");
     }
 

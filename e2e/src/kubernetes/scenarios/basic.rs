@@ -15,10 +15,15 @@ pub async fn apply(cluster: &Cluster) -> Result<String> {
 
 pub async fn etcdctl(cluster: &Cluster) -> Result<String> {
     cluster.start_writer().await?;
-    let put = cluster.etcdctl(&["put", "from", "a pod"]).await?;
-    ensure!(put.contains("OK"), "etcdctl put through the client Service: {put:?}");
-    let get = cluster.exec(&["/etcdctl", "--endpoints=https://orders-leader:2379", "get", "from"]).await?;
-    ensure!(get.contains("a pod"), "etcdctl get through the leader Service: {get:?}");
+    // A node learns of a Service a moment later, and etcdctl tries for five seconds only.
+    poll::until("both Services to lead somewhere", LIMIT, POLL, async || {
+        let put = cluster.etcdctl(&["put", "from", "a pod"]).await?;
+        ensure!(put.contains("OK"), "etcdctl put through the client Service: {put:?}");
+        let get = cluster.exec(&["/etcdctl", "--endpoints=https://orders-leader:2379", "get", "from"]).await?;
+        ensure!(get.contains("a pod"), "etcdctl get through the leader Service: {get:?}");
+        Ok(())
+    })
+    .await?;
     Ok("client and leader Service".to_owned())
 }
 

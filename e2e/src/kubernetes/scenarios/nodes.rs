@@ -68,7 +68,7 @@ pub async fn no_api_server(cluster: &Cluster) -> Result<String> {
     let (leader, term) = cluster.leader().await?;
     cluster.node(&["exec", &plane, "mv", manifest, "/root/kube-apiserver.yaml"]).await?;
     let away = poll::until("the API server to be gone", LIMIT, POLL, async || {
-        ensure!(cluster.api.get("/version").await.is_err(), "it answers");
+        ensure!(cluster.api.get_once("/version").await.is_err(), "it answers");
         Ok(())
     })
     .await;

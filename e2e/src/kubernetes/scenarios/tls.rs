@@ -132,7 +132,10 @@ pub async fn damaged(cluster: &Cluster) -> Result<String> {
         Ok(())
     })
     .await?;
-    cluster.etcdctl(&["put", "from", "a pod"]).await.map(|_| String::new())
+    // The kubelet may have brought the pod what was spoilt, and comes by again after a minute or more.
+    poll::until("etcdctl to have its key", LIMIT, POLL, async || cluster.etcdctl(&["put", "from", "a pod"]).await)
+        .await?;
+    Ok(String::new())
 }
 
 /// Leaves and authority are exchanged under a writer that connects anew all the time, and nothing fails.
