@@ -371,8 +371,11 @@ fn make_voter(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord, id: Me
     let mut leaving: Vec<_> = pass.voter_records(leader).into_iter().filter(|r| r.retirement.is_some()).collect();
     leaving.sort_by_key(|r| (r.member_id == Some(leader.id()), r.member_id.is_some_and(|id| leader.is_caught_up(id))));
     let silent = pass.silent.filter(|_| leaving.is_empty());
-    // Two operators may have marked one each: the new member was drawn to the place of either.
-    let fits = |r: &&&MemberRecord| r.member_id.is_some_and(|old| crowds_domain(pass, leader, id, old).is_none());
+    // Two operators may have marked one each: the new member was drawn to the place of either. The leader goes only for want of
+    // another, since it must hand over first, which can fail.
+    let fits = |r: &&&MemberRecord| {
+        r.member_id.is_some_and(|old| old != leader.id() && crowds_domain(pass, leader, id, old).is_none())
+    };
     let old = leaving.iter().find(fits).or(leaving.first()).copied().or(silent).and_then(|r| r.member_id);
     if old == Some(leader.id()) && successor(pass, leader).is_some() && !is_planted(Mutant::NoTransferFirst) {
         return pass.transfer_away(leader);

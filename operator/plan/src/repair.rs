@@ -84,10 +84,22 @@ pub(crate) fn awaited(pass: &Pass<'_>, leader: Leader<'_>, record: &MemberRecord
     Waiting::MemberStarting { member, reason: told.unwrap_or_else(|| View::why_down(record)) }
 }
 
-/// The domain that would get a majority of the voters if `new` took the place of `old`: its loss would then be the cluster's.
+/// The domain that would get a majority of the voters if `new` took the place of `old`, or when all who leave are gone then: its
+/// loss would be the cluster's.
 pub(crate) fn crowds_domain(pass: &Pass<'_>, leader: Leader<'_>, new: MemberId, old: MemberId) -> Option<Waiting> {
+    let voters = || leader.voters().map(|v| v.id);
+    let swapped: Vec<MemberId> = voters().filter(|id| *id != old).chain([new]).collect();
+    let leaves = |id: &MemberId| pass.record_of(*id).is_some_and(|r| r.retirement.is_some());
+    let stay: Vec<MemberId> = voters().filter(|id| *id != old && !leaves(id)).chain([new]).collect();
+    // While another newcomer is to follow, where that will be is not known.
+    let keepers = pass.keepers(leader).into_iter().filter(|r| r.member_id != Some(old));
+    let is_last = keepers.count() + 1 >= pass.cluster.replicas;
+    crowded_after(pass, leader, new, &swapped)
+        .or_else(|| is_last.then(|| crowded_after(pass, leader, new, &stay)).flatten())
+}
+
+fn crowded_after(pass: &Pass<'_>, leader: Leader<'_>, new: MemberId, after: &[MemberId]) -> Option<Waiting> {
     let before: Vec<MemberId> = leader.voters().map(|v| v.id).collect();
-    let after: Vec<MemberId> = before.iter().copied().filter(|id| *id != old).chain([new]).collect();
     let member = pass.record_of(new).map(|r| r.name.clone()).unwrap_or_default();
     pass.cluster.domains.iter().find_map(|key| {
         let place = |id: &MemberId| {
@@ -95,7 +107,7 @@ pub(crate) fn crowds_domain(pass: &Pass<'_>, leader: Leader<'_>, new: MemberId, 
             Place { domain: pod.and_then(|pod| domain_of(pod, *key)), is_caught_up: true }
         };
         let places = |ids: &[MemberId]| ids.iter().map(place).collect::<Vec<_>>();
-        let (domain, inside) = builds_majority(&places(&before), &places(&after))?;
+        let (domain, inside) = builds_majority(&places(&before), &places(after))?;
         Some(Waiting::DomainMajority {
             member: member.clone(),
             domain: domain.to_owned(),

@@ -43,9 +43,13 @@ pub fn builds_majority<'a>(before: &[Place<'a>], after: &[Place<'a>]) -> Option<
     if after.len() <= 2 {
         return None;
     }
-    let (domain, inside) = majority_domain(after)?;
-    let held = before.iter().filter(|p| p.domain == Some(domain)).count();
-    (inside > held).then_some((domain, inside))
+    // Each of them: of an even number two domains may hold half, which is as bad as more.
+    let within = |places: &[Place<'_>], domain: &str| places.iter().filter(|p| p.domain == Some(domain)).count();
+    let domains: BTreeSet<&str> = after.iter().filter_map(|p| p.domain).collect();
+    let counted = domains.into_iter().map(|domain| (domain, within(after, domain)));
+    let built = counted
+        .filter(|(domain, inside)| after.len() - inside < quorum(after.len()) && *inside > within(before, domain));
+    built.max_by_key(|(_, inside)| *inside)
 }
 
 #[cfg(test)]
@@ -75,6 +79,18 @@ mod tests {
             }
         }
         assert!(seen.iter().all(|count| *count > 10), "{seen:?}");
+    }
+
+    #[test]
+    fn a_majority_is_found_beside_one_that_was_there_before() {
+        let at = |domain| Place { domain: Some(domain), is_caught_up: true };
+        for worse in ["a", "z"] {
+            let before = [at("m"), at("m"), at("n"), at(worse)];
+            let after = [at("m"), at("m"), at(worse), at(worse)];
+            assert_eq!(builds_majority(&before, &after), Some((worse, 2)));
+        }
+        let before = [at("m"), at("m"), at("n"), at("o")];
+        assert_eq!(builds_majority(&before, &[at("m"), at("m"), at("o"), at("p")]), None, "no worse than it was");
     }
 
     #[test]

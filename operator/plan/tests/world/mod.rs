@@ -830,7 +830,7 @@ impl World {
         let voters = next.iter().filter(|m| !m.is_learner).count();
         let built = self.placed.values().find(|zone| {
             let after = inside(next, zone);
-            voters > 2 && after > voters / 2 && after > inside(&self.raft.members, zone)
+            voters > 2 && voters - after < voters / 2 + 1 && after > inside(&self.raft.members, zone)
         });
         if let Some(zone) = built.cloned() {
             self.violate(format!("{zone} gets a majority of {voters} voters"));
