@@ -84,7 +84,8 @@ async fn watch(api: Api, namespace: String, leaders: Leaders, delays: Arc<Mutex<
             still
         });
         for (kind, what, since) in now {
-            untrue.entry((kind, what)).or_insert(since);
+            // Since the last look at the earliest, if the log knows of it from before.
+            untrue.entry((kind, what)).or_insert((since + unanswered).min(seen));
         }
     }
 }
