@@ -107,16 +107,17 @@ fn request(path: &str) -> Result<http::Request<Vec<u8>>> {
 
 /// No answer came, or one that the server is busy or broken.
 fn is_unanswered(error: &anyhow::Error) -> bool {
-    let answered = error.chain().find_map(|cause| match cause.downcast_ref::<kube::Error>() {
-        Some(kube::Error::Api(status)) => Some(status.code),
-        _ => None,
-    });
-    answered.is_none_or(|code| code == 429 || code >= 500)
+    code(error).is_none_or(|code| code == 429 || code >= 500)
 }
 
 /// Says whether the API server answered with this code.
-pub fn is_code(error: &anyhow::Error, code: u16) -> bool {
-    error.chain().any(
-        |cause| matches!(cause.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.code == code),
-    )
+pub fn is_code(error: &anyhow::Error, wanted: u16) -> bool {
+    code(error) == Some(wanted)
+}
+
+fn code(error: &anyhow::Error) -> Option<u16> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    })
 }

@@ -262,8 +262,8 @@ mod tests {
         let late = [told("21", A, "a2", true)];
         assert_eq!(faults(&judge(&late, &two, &[])), (1, 1));
         // A kubelet asks every few seconds; the member's own log knows before.
+        let began = START.lines().next().expect("it starts").replace("07:00:00.000001", "07:00:12");
         let by_log = |second: &str| {
-            let began = START.lines().next().expect("it starts").replace("07:00:00.000001", "07:00:12");
             let heard = format!(
                 "2026-11-25T07:00:{second}Z  INFO quorate_node::driver: became follower term=2 leader=Some(2b)"
             );
@@ -273,7 +273,6 @@ mod tests {
         };
         assert_eq!(by_log("15"), (0, 0));
         // It was never told ready, so that it is not ready yet is no news, however late.
-        let began = START.lines().next().expect("it starts").replace("07:00:00.000001", "07:00:12");
         let heard = "2026-11-25T07:00:13Z  INFO quorate_node::driver: became follower term=2 leader=Some(2b)";
         let lines = logs(&[(A, START), (B, SECOND), (C, THIRD), (A, &began), (A, heard)]);
         let slow = [told("12", A, "a2", false), told("19.5", A, "a2", false), told("21", A, "a2", true)];

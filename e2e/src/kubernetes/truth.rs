@@ -84,7 +84,7 @@ async fn watch(api: Api, namespace: String, leaders: Leaders, delays: Arc<Mutex<
             still
         });
         for (kind, what, since) in now {
-            // Since the last look at the earliest, if the log knows of it from before.
+            // The log may know of it from before.
             untrue.entry((kind, what)).or_insert((since + unanswered).min(seen));
         }
     }

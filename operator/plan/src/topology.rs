@@ -31,10 +31,18 @@ pub fn survives(places: &[Place<'_>]) -> Option<bool> {
 
 /// The domain whose loss would take a majority of the voters, caught up or not.
 pub fn majority_domain<'a>(places: &[Place<'a>]) -> Option<(&'a str, usize)> {
+    majorities(places).max_by_key(|(_, count)| *count)
+}
+
+/// Every such domain: of an even number two may hold half, which is as bad as more.
+fn majorities<'a>(places: &[Place<'a>]) -> impl Iterator<Item = (&'a str, usize)> {
     let domains: BTreeSet<&str> = places.iter().filter_map(|p| p.domain).collect();
-    let inside = |domain: &str| places.iter().filter(|p| p.domain == Some(domain)).count();
-    let counted = domains.into_iter().map(|domain| (domain, inside(domain)));
-    counted.max_by_key(|(_, count)| *count).filter(|(_, count)| places.len() - count < quorum(places.len()))
+    let counted = domains.into_iter().map(|domain| (domain, within(places, domain)));
+    counted.filter(|(_, count)| places.len() - count < quorum(places.len()))
+}
+
+fn within(places: &[Place<'_>], domain: &str) -> usize {
+    places.iter().filter(|p| p.domain == Some(domain)).count()
 }
 
 /// The domain that gets a majority of the voters by a replacement: one that had as many before is no worse off.
@@ -43,12 +51,7 @@ pub fn builds_majority<'a>(before: &[Place<'a>], after: &[Place<'a>]) -> Option<
     if after.len() <= 2 {
         return None;
     }
-    // Each of them: of an even number two domains may hold half, which is as bad as more.
-    let within = |places: &[Place<'_>], domain: &str| places.iter().filter(|p| p.domain == Some(domain)).count();
-    let domains: BTreeSet<&str> = after.iter().filter_map(|p| p.domain).collect();
-    let counted = domains.into_iter().map(|domain| (domain, within(after, domain)));
-    let built = counted
-        .filter(|(domain, inside)| after.len() - inside < quorum(after.len()) && *inside > within(before, domain));
+    let built = majorities(after).filter(|(domain, inside)| *inside > within(before, domain));
     built.max_by_key(|(_, inside)| *inside)
 }
 

@@ -25,7 +25,8 @@ Examples:
   kubectl quorate report orders                   a .tar.gz for those who help; no Secrets in it
 
 Every request is an annotation that the operator obeys under the same guards as its own steps: never two voters down at
-once, and with three voters or more never without a quorum that is caught up (one or two pause while one restarts). What has to wait says what it waits for."
+once, and with three voters or more never without a quorum that is caught up (one or two pause while one restarts). What has
+to wait says what it waits for."
 )]
 pub struct Cli {
     #[command(flatten)]

@@ -84,7 +84,8 @@ impl Seen<'_> {
 
     /// Taken out, or never there.
     fn is_gone(&self, member: &str) -> bool {
-        self.record(member).is_none() && !self.status().members.iter().any(|m| m.name == member)
+        let mut members = self.cluster.status.iter().flat_map(|status| &status.members);
+        self.record(member).is_none() && !members.any(|m| m.name == member)
     }
 
     fn is_stopped(&self, member: &str) -> bool {

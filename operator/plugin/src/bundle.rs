@@ -155,12 +155,17 @@ async fn events(bundle: &mut Bundle, connection: &Connection, name: &str) -> Res
 
 /// Whether an object of this name can be one of the cluster's: its own, or a member's.
 fn is_about(cluster: &str, object: &str) -> bool {
-    let Some(rest) = object.strip_prefix(cluster).filter(|rest| rest.is_empty() || rest.starts_with('-')) else {
-        return false;
-    };
-    let shared = ["", "-peer", "-leader", "-tls-ca", "-admin-tls", "-client-tls"];
-    let member = rest.get(1..).and_then(|rest| rest.split('-').next()).unwrap_or_default();
-    shared.contains(&rest) || names::is_member_of(cluster, &format!("{cluster}-{member}"))
+    let shared = [
+        names::client_service,
+        names::peer_service,
+        names::leader_service,
+        names::authority_secret,
+        names::admin_secret,
+        names::client_secret,
+    ];
+    let rest = object.strip_prefix(cluster).and_then(|rest| rest.strip_prefix('-'));
+    let member = rest.and_then(|rest| rest.split('-').next()).map(|suffix| format!("{cluster}-{suffix}"));
+    shared.iter().any(|name| name(cluster) == object) || member.is_some_and(|name| names::is_member_of(cluster, &name))
 }
 
 fn event_line(event: &Event) -> String {

@@ -76,7 +76,7 @@ impl KubernetesWorld {
                     // The API server speaks of the claim, which nobody edited.
                     ActError::Failed(why) => ActError::Failed(format!(
                         "spec.storage.size is {size}: {why}; if the storage class cannot grow its volumes, set \
-                     spec.storage.changePolicy to Replace and the size back"
+                         spec.storage.changePolicy to Replace and the size back"
                     )),
                     news @ ActError::News(_) => news,
                 })
